@@ -1,0 +1,3 @@
+"""vbd: chest X-ray abnormality detection as distributed batch jobs on Ray."""
+
+__version__ = "0.1.0"

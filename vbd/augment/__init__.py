@@ -1,0 +1,1 @@
+"""What the pictures go through before training: policies, mixing, balance."""

@@ -1,0 +1,189 @@
+"""All configuration: frozen dataclasses, and functions that return a complete one."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vbd.errors import InputError
+
+Family = Literal["faster_rcnn", "yolox", "efficientdet"]
+Policy = Literal["A", "B", "C", "D", "E"]
+Optimizer = Literal["adamw", "sgd"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+# Sizes that each family knows; the first is the smallest.
+VARIANTS: dict[Family, tuple[str, ...]] = {
+    "faster_rcnn": ("mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2"),
+    "yolox": ("nano", "tiny", "s", "m", "l", "x"),
+    "efficientdet": (
+        *("lite0", "lite1", "lite2", "lite3", "lite3x", "lite4"),
+        *("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Two runs with equal configs on equal data are the same run."""
+
+    # Which detector, and its size; see VARIANTS.
+    detector: Family = "yolox"
+    variant: str = "nano"
+    # Side of the square input, pixels; a multiple of 32 (of 128 for efficientdet).
+    image_size: int = 512
+    # Start from COCO weights that the library fetches.
+    pretrained: bool = False
+
+    # Augmentation: A none, B flips and turns, C adds mixing and CLAHE, D C for rare labels, E the competitors' recipe.
+    policy: Policy = "A"
+    # 0..1: how often a draw is augmented, and how far.
+    strength: float = 1.0
+    # Share of normal images in every batch, 0..0.9.
+    normal_share: float = 0.2
+    # LVIS repeat-factor threshold over images; 0 switches it off (0.1 lengthens the real data's epoch by 6 %).
+    repeat_threshold: float = 0.0
+
+    # Budget: optimiser steps, images per step.
+    steps: int = 20_000
+    batch_size: int = 16
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    # Linear warm-up, in steps; a cosine to 1 % of the rate follows.
+    warmup_steps: int = 500
+    # Largest L2 norm of all gradients together.
+    grad_clip: float = 10.0
+    # Decay of the running mean of the weights; 0 switches it off.
+    ema_decay: float = 0.998
+    # Arithmetic of the forward pass.
+    precision: Precision = "fp32"
+
+    # The fold that is held out for validation.
+    fold: int = 0
+    seed: int = 0
+    # Report (validate and write a checkpoint) every so many steps.
+    report_every: int = 1_000
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out; nothing here changes what is learned, so it is not in the config's hash."""
+
+    device: Device = "auto"
+    # Torch threads of each training process: more than one makes concurrent trials fight for cores.
+    threads: int = 1
+    # Processes that decode and augment beside the training process; 0 does it in line.
+    loader_workers: int = 0
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How raw files become a prepared dataset."""
+
+    # Side of the square prepared image, pixels.
+    image_size: int = 512
+    resize: Literal["stretch", "letterbox"] = "stretch"
+    # How the boxes of several readers become one set, and the IoU above which two boxes are the same lesion.
+    fusion: Literal["wbf", "union"] = "wbf"
+    fusion_iou: float = 0.4
+    num_folds: int = 5
+    seed: int = 0
+    # Images per shard: the unit of work, and of resuming.
+    shard_size: int = 64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a search varies for one detector family; every tuple is a set of choices."""
+
+    base: TrainConfig
+    policies: tuple[Policy, ...]
+    strengths: tuple[float, ...]
+    # Bounds of a log-uniform draw.
+    learning_rates: tuple[float, float]
+    variants: tuple[str, ...] = ()  # empty: only the base's
+    image_sizes: tuple[int, ...] = ()
+    normal_shares: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    # Trials given to this family by a random or Optuna search.
+    trials: int = 8
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """One search: candidates per family, how they are drawn and when they are stopped."""
+
+    preset: str
+    candidates: tuple[Candidate, ...]
+    # `random` and `optuna` draw; `grid` runs every combination with the base's learning rate.
+    searcher: Literal["random", "grid", "optuna"] = "random"
+    # `halving` is asynchronous successive halving, within each family; `fifo` stops nobody.
+    scheduler: Literal["halving", "fifo"] = "halving"
+    # Halving: no trial is stopped before its first so many steps; the share kept at each rung is 1 / reduction.
+    grace_steps: int = 2_000
+    reduction: int = 3
+    # Best trials per family whose checkpoints are kept for the ensemble.
+    keep_per_family: int = 2
+    cpus_per_trial: float = 1
+    gpus_per_trial: float = 0
+    # Attempts at a trial whose node or process died.
+    max_failures: int = 3
+    seed: int = 0
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Sixteen hex digits that are equal exactly for equal configs, on every machine and Python version."""
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def train_config_from(values: dict[str, Any], *, where: str = "config") -> TrainConfig:
+    """A checked TrainConfig from JSON; raises InputError that names the field and `where` it stood."""
+    hints = get_type_hints(TrainConfig)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(hints)}")
+    for name, value in values.items():
+        _check_type(name, value, hints[name], where)
+    config = TrainConfig(**values)
+    check_train_config(config, where=where)
+    return config
+
+
+def _check_type(name: str, value: Any, hint: Any, where: str) -> None:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InputError(f"{where}: {name} is {value!r}; choose one of {', '.join(map(str, get_args(hint)))}")
+        return
+    wanted = (int, float) if hint is float else hint
+    if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"{where}: {name} is {value!r}; want {hint.__name__}")
+
+
+def check_train_config(config: TrainConfig, *, where: str = "config") -> None:
+    """Raises InputError for the first value that cannot be trained with."""
+    multiple = 128 if config.detector == "efficientdet" else 32
+    rules = (
+        ("variant", config.variant in VARIANTS[config.detector], f"one of {', '.join(VARIANTS[config.detector])}"),
+        ("image_size", config.image_size > 0 and config.image_size % multiple == 0, f"a multiple of {multiple}"),
+        ("strength", 0 <= config.strength <= 1, "between 0 and 1"),
+        ("normal_share", 0 <= config.normal_share <= 0.9, "between 0 and 0.9"),
+        ("repeat_threshold", 0 <= config.repeat_threshold <= 1, "between 0 and 1"),
+        ("steps", config.steps > 0, "positive"),
+        ("batch_size", config.batch_size > 0, "positive"),
+        ("learning_rate", config.learning_rate > 0, "positive"),
+        ("weight_decay", config.weight_decay >= 0, "0 or more"),
+        ("warmup_steps", config.warmup_steps >= 0, "0 or more"),
+        ("grad_clip", config.grad_clip > 0, "positive"),
+        ("ema_decay", 0 <= config.ema_decay < 1, "at least 0 and below 1"),
+        ("fold", config.fold >= 0, "0 or more"),
+        ("report_every", config.report_every > 0, "positive"),
+    )
+    for name, is_good, wanted in rules:
+        if not is_good:
+            raise InputError(f"{where}: {name} is {getattr(config, name)!r} for {config.detector}; want {wanted}")

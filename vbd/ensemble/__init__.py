@@ -1,0 +1,1 @@
+"""Predictions of several checkpoints, calibrated, selected and fused."""

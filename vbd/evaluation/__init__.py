@@ -1,0 +1,1 @@
+"""The competition's metric, its intervals, and the readers against each other."""

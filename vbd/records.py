@@ -1,0 +1,98 @@
+"""The types that travel between the rooms. Boxes are `xyxy` float32 in pixels, labels int64 in 0..13."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbd.boxes import EMPTY, Boxes
+from vbd.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+# Columns of a table of readings: one row for each box a radiologist drew, in ORIGINAL pixels.
+# A reader who found nothing has no row here.
+READING_COLUMNS = ("image_id", "rad_id", "label", "x_min", "y_min", "x_max", "y_max")
+# Columns of rejects.csv: what was refused, where it stood and why.
+REJECT_COLUMNS = ("file", "row", "reason")
+
+
+class Row(TypedDict):
+    """One image of a prepared dataset, as it stands in the shards and travels through augmentation."""
+
+    image_id: str
+    fold: int  # 0.. for training images, -1 for the test part
+    image: NDArray[np.uint8]  # (H, W), grey; in the shards the same as encoded PNG bytes
+    original_hw: NDArray[np.int64]  # (2,)
+    boxes: Boxes  # (n, 4) in pixels of `image`
+    labels: NDArray[np.int64]  # (n,)
+    readers: NDArray[np.int64]  # (n,) how many radiologists agreed on each box
+
+
+class Target(TypedDict):
+    """What a detector learns from, with torchvision's keys."""
+
+    boxes: "torch.Tensor"  # float32 (n, 4)
+    labels: "torch.Tensor"  # int64 (n,)
+
+
+class Prediction(Target):
+    """What a detector says, with torchvision's keys; boxes in pixels of the input image."""
+
+    scores: "torch.Tensor"  # float32 (n,), descending
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimiser step sees."""
+
+    image_ids: list[str]
+    images: "torch.Tensor"  # float32 (B, 3, S, S) in 0..1
+    targets: list[Target]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The boxes found in one image, in pixels of the ORIGINAL image, by descending score."""
+
+    image_id: str
+    boxes: Boxes = field(default_factory=lambda: EMPTY)  # (n, 4)
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))  # (n,) in 0..1
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) in 0..13
+    # P(normal image); None until someone has estimated it.
+    no_finding: float | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.boxes)
+        if self.boxes.shape != (n, 4) or self.scores.shape != (n,) or self.labels.shape != (n,):
+            shapes = self.boxes.shape, self.scores.shape, self.labels.shape
+            raise ValueError(f"detections of {self.image_id}: shapes {shapes}, want (n, 4), (n,), (n,)")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The ground truth of one image in ORIGINAL pixels; a normal image has no boxes."""
+
+    image_id: str
+    boxes: Boxes = field(default_factory=lambda: EMPTY)  # (n, 4)
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) in 0..13
+    readers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) who agreed on it
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished (or failed) configuration of a search."""
+
+    trial_id: str
+    config: TrainConfig
+    config_hash: str
+    score: float  # map_40_findings on the validation fold at `steps`; NaN when the trial failed
+    steps: int
+    checkpoint: str  # path or URI; empty when there is none
+    status: str = "finished"  # finished, stopped (early), failed
+    reason: str = ""  # why it failed
+    metrics: dict[str, Any] = field(default_factory=dict)
+    history: Sequence[dict[str, Any]] = ()  # every report, in order of steps

@@ -1,0 +1,1 @@
+"""Pages and pictures for people; everything in them is read from files."""

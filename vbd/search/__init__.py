@@ -1,0 +1,1 @@
+"""The search over detectors, augmentation and hyperparameters on Ray Tune."""

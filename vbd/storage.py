@@ -1,0 +1,217 @@
+"""The one place that opens paths: a local disk, NFS or an object store, through `pyarrow.fs`.
+
+A location is a plain path or a URI (`s3://bucket/folder`, `gs://...`). What is written appears whole or not at all.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vbd.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+
+
+def is_safe_id(image_id: str) -> bool:
+    """Whether an image id may become a file's name: no separators, no leading dot, ASCII, at most 200 characters."""
+    return _SAFE_ID.fullmatch(image_id) is not None
+
+
+def is_local(location: str) -> bool:
+    """Whether a location is a plain path of this machine."""
+    return "://" not in location
+
+
+def join(location: str, *parts: str) -> str:
+    """A location below another one."""
+    return "/".join([location.rstrip("/") or "/", *parts])
+
+
+def absolute(location: str) -> str:
+    """The same location, independent of the working directory (Ray changes that in its workers)."""
+    return str(Path(location).expanduser().resolve()) if is_local(location) else location
+
+
+def filesystem(location: str) -> "tuple[FileSystem, str]":
+    """pyarrow's file system for a location, and the path within it. Credentials come from the environment only."""
+    from pyarrow import fs  # 0.2 s: kept out of --help
+
+    if is_local(location):
+        return fs.LocalFileSystem(), absolute(location)
+    try:
+        return fs.FileSystem.from_uri(location)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{location}: cannot open this store ({_first_line(error)})") from error
+
+
+def exists(location: str) -> bool:
+    """Whether there is a file or folder at a location."""
+    from pyarrow.fs import FileType
+
+    files, path = filesystem(location)
+    return files.get_file_info(path).type != FileType.NotFound
+
+
+def list_names(location: str) -> list[str]:
+    """Names of what lies directly in a folder, sorted; empty when there is no such folder."""
+    from pyarrow.fs import FileSelector
+
+    files, path = filesystem(location)
+    found = files.get_file_info(FileSelector(path, recursive=False, allow_not_found=True))
+    return sorted(info.base_name for info in found)
+
+
+def read_bytes(location: str) -> bytes:
+    """All of a file; raises InputError when it cannot be read."""
+    files, path = filesystem(location)
+    try:
+        with files.open_input_stream(path) as stream:
+            return stream.readall()
+    except FileNotFoundError:
+        raise InputError(f"{location}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{location}: cannot be read ({_first_line(error)})") from error
+
+
+def write_bytes(location: str, data: bytes) -> None:
+    """Writes a file whole: to a temporary name, then renamed. Makes the folders above it."""
+    files, path = filesystem(location)
+    with _full_disk_told(location):
+        if not is_local(location):  # a PUT to an object store is atomic by itself
+            with files.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def read_json(location: str) -> Any:
+    """A JSON file; raises InputError that names the line when it is not JSON."""
+    try:
+        return json.loads(read_bytes(location))
+    except ValueError as error:
+        raise InputError(f"{location}: not valid JSON ({_first_line(error)})") from None
+
+
+def write_json(location: str, value: Any) -> None:
+    """A JSON file with sorted keys, so that equal values give equal bytes; NaN becomes null."""
+    write_bytes(location, (json.dumps(_without_nan(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_table(location: str, columns: list[str] | None = None) -> "pa.Table":
+    """A Parquet file, or some of its columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files, path = filesystem(location)
+    try:
+        return pq.read_table(path, columns=columns, filesystem=files, partitioning=None)
+    except FileNotFoundError:
+        raise InputError(f"{location}: no such file") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{location}: not a readable Parquet file ({_first_line(error)})") from error
+
+
+def write_table(location: str, table: "pa.Table") -> None:
+    """A Parquet file, written whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(location, sink.getvalue().to_pybytes())
+
+
+def fetch(location: str, folder: str) -> str:
+    """Copies a file or a folder, with all below it, into a local folder; returns where the copy lies."""
+    from pyarrow import fs
+
+    files, path = filesystem(location)
+    target = str(Path(folder) / path.rstrip("/").rsplit("/", 1)[-1])
+    with _full_disk_told(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        fs.copy_files(path, target, source_filesystem=files, destination_filesystem=fs.LocalFileSystem())
+    return target
+
+
+def copy_folder(source: str, target: str) -> None:
+    """Copies a folder to another location, replacing what lies there."""
+    from pyarrow import fs
+
+    source_files, source_path = filesystem(source)
+    target_files, target_path = filesystem(target)
+    with _full_disk_told(target):
+        delete_folder(target)
+        target_files.create_dir(target_path, recursive=True)
+        fs.copy_files(source_path, target_path, source_filesystem=source_files, destination_filesystem=target_files)
+
+
+def delete_folder(location: str) -> None:
+    """Removes a folder with all below it; nothing happens when there is none."""
+    files, path = filesystem(location)
+    with contextlib.suppress(FileNotFoundError):
+        files.delete_dir(path)
+
+
+def need_space(location: str, wanted_bytes: int) -> None:
+    """Raises InputError when a local disk has less room than a job is about to use."""
+    if not is_local(location):
+        return
+    folder = Path(absolute(location))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < wanted_bytes:
+        raise InputError(
+            f"{location}: {free / 1e9:.2f} GB free, about {wanted_bytes / 1e9:.2f} GB needed; "
+            "free some or choose another folder"
+        )
+
+
+def stable_hash(text: str) -> int:
+    """A 64-bit number that depends on the text alone (Python's `hash` changes with every process)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+@contextlib.contextmanager
+def _full_disk_told(location: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{location}: no space left on the device; free some or choose another folder") from error
+        if isinstance(error, PermissionError):
+            raise InputError(f"{location}: no permission to write here; choose another folder") from error
+        raise
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
