@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.boxes import EMPTY, Boxes
+from vbd.boxes import EMPTY, Boxes, as_boxes
 from vbd.config import TrainConfig
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
 # Columns of a table of readings: one row for each box a radiologist drew, in ORIGINAL pixels.
@@ -80,6 +81,35 @@ class Truth:
     boxes: Boxes = field(default_factory=lambda: EMPTY)  # (n, 4)
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) in 0..13
     readers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) who agreed on it
+
+
+def detections_to_table(detections: Sequence[Detections]) -> "pa.Table":
+    """One row for each image, so that an image without boxes keeps its row."""
+    import pyarrow as pa  # 0.1 s: kept out of --help
+
+    return pa.table(
+        {
+            "image_id": pa.array([found.image_id for found in detections], pa.string()),
+            "boxes": pa.array([found.boxes.tolist() for found in detections], pa.list_(pa.list_(pa.float32(), 4))),
+            "scores": pa.array([found.scores.tolist() for found in detections], pa.list_(pa.float32())),
+            "labels": pa.array([found.labels.tolist() for found in detections], pa.list_(pa.int64())),
+            "no_finding": pa.array([found.no_finding for found in detections], pa.float64()),
+        }
+    )
+
+
+def detections_from_table(table: "pa.Table") -> list[Detections]:
+    """The inverse of `detections_to_table`, in the table's order."""
+    return [
+        Detections(
+            image_id=row["image_id"],
+            boxes=as_boxes(row["boxes"]),
+            scores=np.asarray(row["scores"], np.float32),
+            labels=np.asarray(row["labels"], np.int64),
+            no_finding=row["no_finding"],
+        )
+        for row in table.to_pylist()
+    ]
 
 
 @dataclass(frozen=True)

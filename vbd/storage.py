@@ -4,14 +4,16 @@ A location is a plain path or a URI (`s3://bucket/folder`, `gs://...`). What is 
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +120,15 @@ def write_json(location: str, value: Any) -> None:
     write_bytes(location, (json.dumps(_without_nan(value), indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def write_csv(location: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A csv file with a header, one line for each row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(location, text.getvalue().encode())
+
+
 def read_table(location: str, columns: list[str] | None = None) -> "pa.Table":
     """A Parquet file, or some of its columns."""
     import pyarrow as pa
@@ -140,18 +151,6 @@ def write_table(location: str, table: "pa.Table") -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_bytes(location, sink.getvalue().to_pybytes())
-
-
-def fetch(location: str, folder: str) -> str:
-    """Copies a file or a folder, with all below it, into a local folder; returns where the copy lies."""
-    from pyarrow import fs
-
-    files, path = filesystem(location)
-    target = str(Path(folder) / path.rstrip("/").rsplit("/", 1)[-1])
-    with _full_disk_told(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        fs.copy_files(path, target, source_filesystem=files, destination_filesystem=fs.LocalFileSystem())
-    return target
 
 
 def copy_folder(source: str, target: str) -> None:

@@ -1,0 +1,40 @@
+"""Writes the synthetic chest X-ray data set."""
+
+from typing import Any, Literal
+
+from vbd.cli import main
+
+
+def sample(
+    *,
+    output: str = "data/phantom",
+    images: int = 600,
+    test_images: int = 120,
+    format: Literal["dicom", "png"] = "dicom",
+    size: int = 512,
+    abnormal_share: float = 0.3,
+    seed: int = 0,
+    processes: int = 1,
+) -> None:
+    """Writes a SYNTHETIC chest X-ray data set in the competition's own layout: no download, no patients.
+
+    Args:
+        output: Folder to write; must be new, empty, or an older one of these.
+        images: Images of the train part.
+        test_images: Images of the test part.
+        format: DICOM with real archives' oddities, or 8-bit PNG.
+        size: Median height, pixels.
+        abnormal_share: Share of images that hold findings, 0 to 1.
+        seed: The same seed gives the same bytes.
+        processes: Processes that draw at the same time.
+    """
+    from vbd.data.phantom import write_phantom
+
+    options: dict[str, Any] = {"size": size, "abnormal_share": abnormal_share, "seed": seed, "processes": processes}
+    counts = write_phantom(output, images=images, test_images=test_images, image_format=format, **options)
+    parts = f"{counts.images} train ({counts.abnormal} abnormal, {counts.readings} boxes), {counts.test_images} test"
+    print(f"{output}: {parts} images, all SYNTHETIC")
+
+
+if __name__ == "__main__":
+    main(sample)

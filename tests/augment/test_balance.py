@@ -1,0 +1,127 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vbd.augment.balance import (
+    BatchSampler,
+    batch_composition,
+    effective_counts,
+    policy_factors,
+    repeat_factors,
+    sample_indices,
+)
+from vbd.errors import InputError
+
+# Of 100 images label 0 is in all, label 1 in 4, label 12 in 1.
+LABEL_SETS = [{0, 1, 12}, *[{0, 1}] * 3, *[{0}] * 96]
+
+
+def test_repeat_factors_by_hand() -> None:
+    factors = repeat_factors(LABEL_SETS, threshold=0.09)
+    np.testing.assert_allclose(factors[0], 3.0)  # sqrt(0.09 / 0.01), the larger of its labels' factors
+    np.testing.assert_allclose(factors[1:4], 1.5)  # sqrt(0.09 / 0.04)
+    np.testing.assert_allclose(factors[4:], 1.0)
+    counts = effective_counts(LABEL_SETS, factors)
+    assert counts.shape == (14,)
+    np.testing.assert_allclose(counts[[0, 1, 12]], [3 + 4.5 + 96, 3 + 4.5, 3])
+    assert counts[2:12].sum() == 0
+
+
+def test_threshold_zero_repeats_nothing() -> None:
+    np.testing.assert_array_equal(repeat_factors(LABEL_SETS, threshold=0), np.ones(100))
+    np.testing.assert_array_equal(repeat_factors([set(), {3}], threshold=0.1), np.ones(2))
+    assert repeat_factors([], threshold=0.1).shape == (0,)
+    assert effective_counts([], np.ones(0)).tolist() == [0] * 14
+
+
+def test_policy_d_shows_rare_images_seven_times() -> None:
+    label_sets = [{0, 12}, {3}, {1}]
+    assert policy_factors(label_sets, policy="D", strength=1).tolist() == [7, 1, 7]
+    assert policy_factors(label_sets, policy="D", strength=0.5).tolist() == [4, 1, 4]
+    assert policy_factors(label_sets, policy="C", strength=1).tolist() == [1, 1, 1]
+
+
+@given(st.integers(2, 64), st.integers(0, 90), st.integers(1, 200))
+def test_share_of_normal_images_is_exact_and_no_batch_is_all_normal(size: int, percent: int, steps: int) -> None:
+    normals = [batch_composition(step, size, percent / 100) for step in range(steps)]
+    assert max(normals) <= size - 1
+    wanted = steps * min(size * percent, (size - 1) * 100)
+    assert sum(normals) == wanted // 100
+    assert max(normals) - min(normals) <= 1
+
+
+def test_single_image_batches_are_normal_at_their_share() -> None:
+    assert sum(batch_composition(step, 1, 0.25) for step in range(100)) == 25
+
+
+def sampler(**changes: object) -> BatchSampler:
+    options = {"factors": np.ones(30), "batch_size": 8, "normal_share": 0.25, "seed": 3} | changes
+    return BatchSampler(np.arange(30), np.arange(100, 150), **options)  # type: ignore[arg-type]
+
+
+def test_an_epoch_shows_each_image_once() -> None:
+    drawn = np.concatenate([sampler().batch(step) for step in range(25)])  # 150 abnormal, 50 normal
+    assert Counter(drawn.tolist()) == dict.fromkeys(range(30), 5) | dict.fromkeys(range(100, 150), 1)
+    assert drawn.dtype == np.int64
+    first_epoch = drawn.reshape(25, 8)[:5, :6].ravel()
+    assert sorted(first_epoch) == list(range(30))
+    second_epoch = drawn.reshape(25, 8)[5:10, :6].ravel()
+    assert sorted(second_epoch) == list(range(30))
+    assert first_epoch.tolist() != second_epoch.tolist()
+
+
+def test_a_step_depends_on_its_number_and_the_seed_alone() -> None:
+    one = sampler()
+    forwards = [one.batch(step).tolist() for step in range(60)]
+    assert [one.batch(step).tolist() for step in reversed(range(60))] == forwards[::-1]
+    assert sampler().batch(59).tolist() == forwards[59]
+    assert sampler(seed=4).batch(59).tolist() != forwards[59]
+    alone = sample_indices(
+        step=59,
+        batch_size=8,
+        abnormal=np.arange(30),
+        normal=np.arange(100, 150),
+        factors=np.ones(30),
+        normal_share=0.25,
+        seed=3,
+    )
+    assert alone.tolist() == forwards[59]
+    sampler().batch(10**9)  # at once, however far
+
+
+def test_repeated_images_come_as_often_as_their_factors_say() -> None:
+    factors = np.array([3.0, 2.14, 1.54, 1.0, 1.0, 1.32])  # 10 in all
+    one = BatchSampler(np.arange(6), np.arange(0), factors=factors, batch_size=10, normal_share=0.2, seed=0)
+    counts = np.array([np.bincount(one.batch(epoch), minlength=6) for epoch in range(2_000)])
+    assert (counts >= np.floor(factors)).all()
+    assert (counts <= np.ceil(factors)).all()
+    np.testing.assert_allclose(counts.mean(axis=0), factors, atol=0.05)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(1, 4), min_size=1, max_size=20),
+    st.integers(0, 8),
+    st.integers(1, 12),
+    st.integers(0, 1000),
+)
+def test_batches_are_always_full(factors: list[float], normals: int, size: int, step: int) -> None:
+    one = BatchSampler(
+        np.arange(len(factors)),
+        np.arange(100, 100 + normals),
+        factors=np.array(factors),
+        batch_size=size,
+        normal_share=0.3,
+        seed=1,
+    )
+    batch = one.batch(step)
+    assert batch.shape == (size,)
+    assert (batch >= 100).sum() == (batch_composition(step, size, 0.3) if normals else 0)
+
+
+def test_no_abnormal_image_is_told() -> None:
+    with pytest.raises(InputError, match="no training image has a finding"):
+        BatchSampler(np.arange(0), np.arange(5), factors=np.ones(0), batch_size=2, normal_share=0.5, seed=0)

@@ -1,0 +1,63 @@
+"""What many tests need: one Ray for the whole session, one small phantom, raw and prepared."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read by Ray when it is imported or started, in the jobs that tests start too.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache() -> Iterator[None]:
+    """Datasets are cached in a folder of this session, not in the home of whoever runs the tests."""
+    folder = tempfile.mkdtemp(prefix="vbd-cache-")
+    os.environ["VBD_CACHE"] = folder
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of our own with two cores; its sockets need a short path."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="vbd", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw films in the competition's layout: 60 to train on, most of them abnormal, and 12 for the test part."""
+    from vbd.data.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom") / "raw"
+    write_phantom(folder, images=60, test_images=12, image_format="dicom", size=160, abnormal_share=0.7, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(phantom: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The phantom prepared at 128 pixels, in three folds and shards of 16 images."""
+    from vbd.config import PrepareConfig
+    from vbd.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    prepare(str(phantom), str(folder), PrepareConfig(image_size=128, num_folds=3, shard_size=16))
+    return str(folder)

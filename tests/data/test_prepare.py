@@ -1,0 +1,145 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pycocotools.coco import COCO
+
+from vbd.boxes import to_original
+from vbd.config import PrepareConfig
+from vbd.data.images import decode_png
+from vbd.data.prepare import prepare
+from vbd.data.prepared import image_sizes, open_dataset, read_rows, read_truths, sample_submission_ids
+from vbd.errors import InputError
+
+CONFIG = PrepareConfig(image_size=64, num_folds=3, shard_size=16)
+
+
+def _bytes_of(folder: str) -> dict[str, str]:
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_every_image_has_its_row_its_file_and_a_fold(prepared: str) -> None:
+    table = read_rows(open_dataset(prepared), ["image_id", "fold", "image", "labels"])
+    folds = table["fold"].to_pylist()
+    assert len(table) == 72
+    assert folds.count(-1) == 12
+    assert {folds.count(fold) for fold in range(3)} == {20}
+    for row in table.to_pylist():
+        assert decode_png(row["image"]).shape == (128, 128)
+        assert Path(prepared, "images", f"{row['image_id']}.png").read_bytes() == row["image"]
+
+
+def test_the_shards_of_the_test_part_hold_no_labels(prepared: str) -> None:
+    dataset = open_dataset(prepared)
+    rows = read_rows(dataset, ["fold", "labels", "boxes"]).to_pylist()
+    assert all(not row["labels"] and not row["boxes"] for row in rows if row["fold"] == -1)
+    assert sum(len(truth.boxes) for truth in read_truths(dataset, "test")) > 0
+
+
+def test_pycocotools_loads_every_part(prepared: str) -> None:
+    whole = COCO(f"{prepared}/annotations/instances_all.json")
+    parts = [COCO(f"{prepared}/annotations/instances_fold{fold}.json") for fold in range(3)]
+    assert len(whole.imgs) == 60
+    assert sorted(i for part in parts for i in part.imgs) == sorted(whole.imgs)
+    assert sum(len(part.anns) for part in parts) == len(whole.anns) > 60
+    assert {a["category_id"] for a in whole.anns.values()} <= set(range(1, 15))
+
+
+def test_boxes_of_shards_and_truth_are_the_same_boxes(prepared: str) -> None:
+    dataset = open_dataset(prepared)
+    rows = {r["image_id"]: r for r in read_rows(dataset, ["image_id", "boxes", "labels", "original_hw"]).to_pylist()}
+    for truth in read_truths(dataset, "train"):
+        row = rows[truth.image_id]
+        assert row["labels"] == truth.labels.tolist()
+        hw = (row["original_hw"][0], row["original_hw"][1])
+        back = to_original(np.asarray(row["boxes"]).reshape(-1, 4), hw, 128, "stretch")
+        assert back == pytest.approx(truth.boxes, abs=0.01)
+
+
+def test_fused_boxes_lie_where_the_readers_drew(prepared: str, phantom: Path) -> None:
+    drawn = pd.read_csv(phantom / "train.csv").query("class_id < 14")
+    for truth in read_truths(open_dataset(prepared), "train"):
+        mine = drawn[drawn["image_id"] == truth.image_id]
+        assert set(truth.labels) == set(mine["class_id"])
+        assert (truth.readers >= 1).all()
+        assert (truth.readers <= 3).all()
+        assert len(truth.boxes) <= len(mine)
+
+
+def test_the_order_of_the_submission_is_kept(prepared: str, phantom: Path) -> None:
+    wanted = pd.read_csv(phantom / "sample_submission.csv")["image_id"].tolist()
+    assert sample_submission_ids(open_dataset(prepared)) == wanted
+    assert set(image_sizes(open_dataset(prepared), "test")) == set(wanted)
+
+
+def test_the_bytes_do_not_depend_on_how_the_work_was_shared(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    prepare(str(phantom), str(tmp_path / "whole"), CONFIG)
+    # The second run is stopped after some shards, loses one of them, and goes on.
+    interrupted = tmp_path / "interrupted"
+    shutil.copytree(tmp_path / "whole", interrupted)
+    for name in ("dataset.json", "shards/shard-00001.parquet", "annotations/instances_all.json"):
+        (interrupted / name).unlink()
+    shutil.rmtree(interrupted / "images")
+    (interrupted / "images").mkdir()
+    with pytest.raises(InputError, match="not finished"):
+        open_dataset(str(interrupted))
+    prepare(str(phantom), str(interrupted), CONFIG)
+    whole, again = _bytes_of(str(tmp_path / "whole")), _bytes_of(str(interrupted))
+    images = {name for name in whole if name.startswith("images/")}
+    assert {k: v for k, v in again.items() if k not in images} == {k: v for k, v in whole.items() if k not in images}
+    assert all(again[name] == whole[name] for name in images & set(again))
+
+
+def test_running_again_does_no_work(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    first = prepare(str(phantom), str(tmp_path / "out"), CONFIG)
+    before = (tmp_path / "out" / "shards" / "shard-00000.parquet").stat().st_mtime_ns
+    assert prepare(str(phantom), str(tmp_path / "out"), CONFIG) == first
+    assert (tmp_path / "out" / "shards" / "shard-00000.parquet").stat().st_mtime_ns == before
+
+
+def test_another_dataset_is_not_overwritten_unasked(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    prepare(str(phantom), str(tmp_path / "out"), CONFIG)
+    other = PrepareConfig(image_size=32, num_folds=3, shard_size=16)
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare(str(phantom), str(tmp_path / "out"), other)
+    assert prepare(str(phantom), str(tmp_path / "out"), other, overwrite=True).options.image_size == 32
+
+
+def test_what_cannot_be_used_is_told_and_counted(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(phantom, raw)
+    table = pd.read_csv(raw / "train.csv")
+    broken, empty = table["image_id"].unique()[:2]
+    data = (raw / "train" / f"{broken}.dicom").read_bytes()
+    (raw / "train" / f"{broken}.dicom").write_bytes(data[: len(data) // 2])
+    (raw / "train" / f"{empty}.dicom").write_bytes(b"")
+    outside = table[(table["class_id"] < 14) & ~table["image_id"].isin([broken, empty])]["image_id"].iloc[0]
+    far = {"image_id": outside, "class_name": "ILD", "class_id": 5, "rad_id": "R1"}
+    far |= {"x_min": 90000, "y_min": 90000, "x_max": 90100, "y_max": 90100}
+    pd.concat([table, pd.DataFrame([far])]).to_csv(raw / "train.csv", index=False)
+
+    dataset = prepare(str(raw), str(tmp_path / "out"), CONFIG)
+    rejects = pd.read_csv(tmp_path / "out" / "rejects.csv")
+    assert dataset.counts["rejects"] == len(rejects) == 3
+    assert dataset.counts["train_images"] == 58
+    assert rejects["file"].str.contains(broken).any()
+    assert rejects["file"].str.contains(empty).any()
+    assert rejects["reason"].str.contains("leaves nothing inside").sum() == 1
+    assert outside in {truth.image_id for truth in read_truths(dataset, "train")}
+
+
+def test_a_dataset_of_another_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"schema": 99}))
+    with pytest.raises(InputError, match="schema 99"):
+        open_dataset(str(tmp_path))
+
+
+def test_an_unknown_fold_is_refused(prepared: str) -> None:
+    with pytest.raises(InputError, match="no fold 7; it has folds 0 to 2"):
+        read_truths(open_dataset(prepared), 7)

@@ -1,0 +1,155 @@
+"""Calibrated scores and the probability of a normal image."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vbd.ensemble.calibrate import (
+    calibrate_crosswise,
+    calibration_from_json,
+    fit_calibration,
+    fit_no_finding,
+    no_finding_crosswise,
+    no_finding_from_json,
+    split_parts,
+)
+from vbd.ensemble.fusion import fuse_all
+from vbd.errors import InputError
+from vbd.evaluation.average_precision import evaluate
+from vbd.labels import NO_FINDING_NAME
+from vbd.records import Detections, Truth
+
+HIT, MISS = [0, 0, 10, 10], [50, 50, 60, 60]
+
+
+def simulated(seed, num_images=400, squash=1.0, noise=1.0):
+    """One box per image; it is a finding with a chance that rises with the raw score, which is `squash`ed."""
+    truths, detections = [], []
+    for i in range(num_images):
+        is_ill = np.random.default_rng(i).uniform() < 0.4
+        rng = np.random.default_rng([seed, i])
+        logit = (1.5 if is_ill else -1.5) + noise * rng.normal()
+        score = np.float32(squash / (1 + np.exp(-logit)))
+        box = np.array([HIT if is_ill else MISS], np.float32)
+        truth_box = np.array([HIT] if is_ill else [], np.float32).reshape(-1, 4)
+        label = np.zeros(len(truth_box), np.int64)
+        truths.append(Truth(f"i{i}", truth_box, label, label + 1))
+        detections.append(Detections(f"i{i}", box, np.array([score]), np.zeros(1, np.int64)))
+    return detections, truths
+
+
+def scores_of(detections):
+    return np.concatenate([found.scores for found in detections])
+
+
+def test_nothing_to_learn_from():
+    calibration = fit_calibration([], [])
+    (found,) = calibration.apply(
+        [Detections("a", np.array([HIT], np.float32), np.ones(1, np.float32) / 2, np.zeros(1, int))]
+    )
+    assert found.scores == pytest.approx(0.5)
+    assert calibration.apply([Detections("a")])[0].boxes.shape == (0, 4)
+    (normal,) = fit_no_finding([], []).apply([Detections("a")])
+    assert normal.no_finding == pytest.approx(0.5)
+
+
+def test_calibrated_scores_are_the_share_of_true_positives():
+    detections, truths = simulated(0, squash=0.2)
+    held_out, held_out_truths = simulated(1, squash=0.2)
+    calibrated = scores_of(fit_calibration(detections, truths).apply(held_out))
+    is_hit = np.array([len(truth.boxes) > 0 for truth in held_out_truths])
+    assert scores_of(held_out).max() < 0.2
+    for low, high in ((0, 0.3), (0.7, 1.01)):
+        rows = (calibrated >= low) & (calibrated < high)
+        assert calibrated[rows].mean() == pytest.approx(is_hit[rows].mean(), abs=0.08)
+
+
+def test_ranking_within_a_class_survives():
+    detections, truths = simulated(0)
+    raw = np.linspace(0, 1, 5_001)
+    for curve in (fit_calibration(detections, truths).pooled, fit_calibration(detections[:5], truths[:5]).pooled):
+        assert (np.diff(curve(raw)) > 0).all()
+        assert curve(raw)[0] >= 0
+        assert curve(raw)[-1] <= 1
+    before, after = (
+        evaluate(detections, truths),
+        evaluate(fit_calibration(detections, truths).apply(detections), truths),
+    )
+    assert after.map_40_findings == pytest.approx(before.map_40_findings)
+
+
+def test_only_classes_with_enough_boxes_have_their_own_curve():
+    detections, truths = simulated(0)
+    assert list(fit_calibration(detections, truths).per_class) == [0]
+    assert not fit_calibration(detections, truths, min_positives=1_000).per_class
+
+
+def test_applied_detections_are_in_order_and_the_input_is_not_changed():
+    boxes = np.array([HIT, MISS], np.float32)
+    image = Detections("i0", boxes, np.array([0.9, 0.1], np.float32), np.array([0, 1]))
+    detections, truths = simulated(0)
+    calibration = fit_calibration(detections, truths)
+    (found,) = calibration.apply([image])
+    assert (np.diff(found.scores) <= 0).all()
+    assert image.scores.tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_calibration_makes_fusing_unlike_families_worth_while():
+    good, truths = simulated(0, squash=0.1)  # speaks softly
+    poor, _ = simulated(5, noise=6.0)  # loud and often wrong
+    raw = evaluate(fuse_all([good, poor], [1, 1]), truths).map_40_findings
+    single = evaluate(good, truths).map_40_findings
+    calibrated = [calibrate_crosswise(member, truths) for member in (good, poor)]
+    fused = evaluate(fuse_all(calibrated, [1, 1]), truths).map_40_findings
+    assert raw < single
+    assert fused > raw
+
+
+def test_fits_survive_json():
+    detections, truths = simulated(0)
+    calibration, normal = fit_calibration(detections, truths), fit_no_finding(detections, truths)
+    assert calibration_from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+    assert no_finding_from_json(json.loads(json.dumps(normal.to_json()))) == normal
+
+
+def test_probability_of_normal_falls_with_the_scores_and_is_honest():
+    detections, truths = simulated(0)
+    with_p = no_finding_crosswise(calibrate_crosswise(detections, truths), truths)
+    p = np.array([found.no_finding for found in with_p])
+    is_normal = np.array([not len(truth.boxes) for truth in truths])
+    assert p.mean() == pytest.approx(is_normal.mean(), abs=0.03)
+    assert p[is_normal].mean() > p[~is_normal].mean() + 0.3
+    assert ((p > 0) & (p < 1)).all()
+    assert evaluate(with_p, truths).per_class[NO_FINDING_NAME] > 0.85
+
+
+@pytest.mark.parametrize("is_normal", [True, False])
+def test_images_of_one_kind_give_their_smoothed_share(is_normal):
+    detections, truths = simulated(0)
+    chosen = [i for i, truth in enumerate(truths) if (len(truth.boxes) == 0) == is_normal][:8]
+    fitted = fit_no_finding([detections[i] for i in chosen], [truths[i] for i in chosen])
+    (found,) = fitted.apply([Detections("a")])
+    assert found.no_finding == pytest.approx(0.9 if is_normal else 0.1)
+
+
+def test_crosswise_calibration_has_not_seen_the_image():
+    detections, truths = simulated(0, num_images=60)
+    changed = [Truth(truths[0].image_id), *truths[1:]]
+    first, second = (calibrate_crosswise(detections, each)[0] for each in (truths, changed))
+    assert np.array_equal(first.scores, second.scores)
+
+
+def test_parts_depend_on_the_id_alone():
+    ids = [f"i{i}" for i in range(200)]
+    parts = split_parts(ids, 4)
+    assert set(parts) == {0, 1, 2, 3}
+    assert split_parts(ids[::-1], 4).tolist() == parts[::-1].tolist()
+    assert split_parts(ids, 4, seed=1).tolist() != parts.tolist()
+
+
+def test_an_image_without_ground_truth_is_told():
+    with pytest.raises(InputError, match="'x'"):
+        fit_calibration([Detections("x")], [])
+    with pytest.raises(InputError, match="'x'"):
+        fit_no_finding([Detections("x")], [])

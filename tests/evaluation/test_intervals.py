@@ -1,0 +1,66 @@
+"""Bootstrap intervals of the metric."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vbd.evaluation.average_precision import evaluate
+from vbd.evaluation.intervals import bootstrap, paired_difference
+from vbd.labels import CLASS_NAMES, NO_FINDING_NAME
+from vbd.records import Detections, Truth
+
+BOX = np.array([[0, 0, 10, 10]], np.float32)
+LABEL = np.zeros(1, np.int64)
+
+
+def images(found_share, num_images=40):
+    """One finding per image; the model finds a share of them and is silent on the rest."""
+    truths = [Truth(f"i{i}", BOX, LABEL, LABEL) for i in range(num_images)]
+    is_found = np.arange(num_images) < found_share * num_images
+    scores = np.linspace(0.9, 0.1, num_images, dtype=np.float32)
+    detections = [
+        Detections(f"i{i}", BOX, scores[i : i + 1], LABEL) if is_found[i] else Detections(f"i{i}")
+        for i in range(num_images)
+    ]
+    return detections, truths
+
+
+def test_no_images_give_no_interval():
+    interval = bootstrap([], [], seed=0, replicates=10).map_40
+    assert all(math.isnan(value) for value in (interval.estimate, interval.low, interval.high))
+
+
+def test_interval_holds_the_estimate_and_follows_the_seed():
+    detections, truths = images(0.5)
+    first = bootstrap(detections, truths, seed=1, replicates=200)
+    assert first.map_40.estimate == evaluate(detections, truths).map_40 == 0.5
+    assert first.map_40.low < 0.5 < first.map_40.high
+    assert bootstrap(detections, truths, seed=1, replicates=200).map_40 == first.map_40
+    assert bootstrap(detections, truths, seed=2, replicates=200).map_40 != first.map_40
+
+
+def test_interval_is_that_of_the_binomial():
+    # Without false boxes AP is the share found: 40 images at one half, standard error 0.079.
+    interval = bootstrap(*images(0.5), seed=0, replicates=2_000).per_class[CLASS_NAMES[0]]
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 40), abs=0.04)
+
+
+def test_classes_without_truth_have_no_interval():
+    intervals = bootstrap(*images(0.5), seed=0, replicates=20)
+    assert math.isnan(intervals.per_class[CLASS_NAMES[5]].estimate)
+    assert math.isnan(intervals.per_class[NO_FINDING_NAME].low)
+
+
+def test_a_model_does_not_differ_from_itself():
+    detections, truths = images(0.5)
+    difference = paired_difference(detections, detections, truths, seed=0, replicates=50).map_40_findings
+    assert (difference.estimate, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_paired_difference_is_first_minus_second():
+    better, truths = images(0.8)
+    worse, _ = images(0.4)
+    difference = paired_difference(better, worse, truths, seed=0, replicates=200).map_40_findings
+    assert difference.estimate == pytest.approx(0.4)
+    assert 0 < difference.low < 0.4 < difference.high < 1

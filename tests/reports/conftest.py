@@ -1,0 +1,104 @@
+"""A prepared dataset written by hand, so that every number of a report can be counted on the fingers."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from vbd import storage
+from vbd.boxes import as_boxes, to_prepared
+from vbd.config import PrepareConfig
+from vbd.data.coco import LabelledImage, select_folds, to_coco
+from vbd.labels import CLASS_NAMES
+from vbd.reports.gallery import png
+
+SIZE = 64
+HW = (128, 256)  # original pixels: the prepared image is squeezed by 2 and by 4
+CARDIOMEGALY, NODULE, ATELECTASIS = 3, 8, 1
+BIG, SMALL = (40, 20, 200, 100), (100, 50, 112, 58)
+
+# image: fold, boxes with their label and readers
+IMAGES: dict[str, tuple[int, list[tuple[tuple[float, ...], int, tuple[str, ...]]]]] = {
+    "a": (0, [(BIG, CARDIOMEGALY, ("R1", "R2", "R3")), (SMALL, NODULE, ("R1",))]),
+    "b": (1, [(BIG, CARDIOMEGALY, ("R1", "R2"))]),
+    "c": (0, []),
+    "d": (1, []),
+    "t": (-1, [(BIG, CARDIOMEGALY, ()), (SMALL, ATELECTASIS, ())]),
+    "u": (-1, []),
+}
+
+
+def labelled(image_id: str) -> LabelledImage:
+    fold, entries = IMAGES[image_id]
+    boxes = as_boxes([box for box, _, _ in entries])
+    return LabelledImage(
+        image_id=image_id,
+        fold=fold,
+        original_hw=HW,
+        boxes=to_prepared(boxes, HW, SIZE, "stretch"),
+        boxes_original=boxes,
+        labels=np.array([label for _, label, _ in entries], np.int64),
+        readers=np.array([len(who) for _, _, who in entries], np.int64),
+        rad_ids=[who for _, _, who in entries],
+    )
+
+
+def write_dataset(folder: str, *, synthetic: bool = True) -> str:
+    """Four training images in two folds and two test images whose truth is known."""
+    train = [labelled(name) for name in "abcd"]
+    document = to_coco(train, image_size=SIZE, synthetic=synthetic)
+    test = to_coco([labelled("t"), labelled("u")], image_size=SIZE, synthetic=synthetic)
+    info = to_coco([labelled("t"), labelled("u")], image_size=SIZE, synthetic=synthetic, has_truth=False)
+    files = {"instances_all": document, "instances_test": test, "image_info_test": info}
+    files |= {f"instances_fold{k}": select_folds(document, {k}) for k in (0, 1)}
+    for name, content in files.items():
+        storage.write_json(f"{folder}/annotations/{name}.json", content)
+    _write_readers(folder)
+    rng = np.random.default_rng(0)
+    for name in IMAGES:
+        storage.write_bytes(f"{folder}/images/{name}.png", png(rng.integers(90, 110, (SIZE, SIZE)).astype(np.uint8)))
+    rows = {"image_id": list(IMAGES), "fold": [fold for fold, _ in IMAGES.values()], "original_hw": [list(HW)] * 6}
+    storage.write_table(f"{folder}/shards/shard-00000.parquet", pa.table(rows))
+    storage.write_bytes(
+        f"{folder}/sample_submission.csv", b"image_id,PredictionString\nt,14 1 0 0 1 1\nu,14 1 0 0 1 1\n"
+    )
+    rejects = "train.csv,7,x_min 9 >= x_max 4\ntrain.csv,8,x_min 3 >= x_max 1\ne.png,0,<script>alert(1)</script>\n"
+    storage.write_bytes(f"{folder}/rejects.csv", f"file,row,reason\n{rejects}".encode())
+    manifest = {
+        "schema": 1,
+        "classes": CLASS_NAMES,
+        "options": dataclasses.asdict(PrepareConfig(image_size=SIZE, num_folds=2)),
+        "fingerprint": "f00d",
+        "synthetic": synthetic,
+        "counts": {"test_images": 2, "rejects": 3},
+        "shards": [{"name": "shard-00000.parquet", "rows": 6}],
+    }
+    storage.write_json(f"{folder}/dataset.json", manifest)
+    return folder
+
+
+def _write_readers(folder: str) -> None:
+    drawn = [
+        {
+            "image_id": name,
+            "rad_id": who,
+            "label": label,
+            **dict(zip(("x_min", "y_min", "x_max", "y_max"), box, strict=True)),
+        }
+        for name, (fold, entries) in IMAGES.items()
+        for box, label, readers in entries
+        for who in readers
+        if fold >= 0
+    ]
+    read = [{"image_id": name, "rad_id": who} for name in "abcd" for who in ("R1", "R2", "R3")]
+    for name, rows in (("readings", drawn), ("readers", read)):
+        table = pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False)
+        storage.write_table(f"{folder}/annotations/{name}.parquet", table)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    return write_dataset(str(tmp_path / "data"))

@@ -1,0 +1,81 @@
+import dataclasses
+import json
+
+import pytest
+
+from vbd.config import (
+    FAMILIES,
+    VARIANTS,
+    TrainConfig,
+    check_train_config,
+    config_hash,
+    override,
+    preset_of,
+    train_config_from,
+)
+from vbd.errors import InputError
+
+
+def test_the_hash_survives_json_and_sees_every_field() -> None:
+    config = TrainConfig(learning_rate=1e-3)
+    again = train_config_from(json.loads(json.dumps(dataclasses.asdict(config))))
+    assert config_hash(again) == config_hash(config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        other = not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else value + 1
+        assert config_hash(dataclasses.replace(config, **{field.name: other})) != config_hash(config), field.name
+
+
+def test_every_family_has_variants_that_pass_the_check() -> None:
+    for family in FAMILIES:
+        for variant in VARIANTS[family]:
+            check_train_config(TrainConfig(detector=family, variant=variant))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"detector": "yolov5"}, "detector is 'yolov5'"),
+        ({"variant": "d0"}, "variant is 'd0' for yolox"),
+        ({"image_size": 100}, "image_size is 100"),
+        ({"detector": "efficientdet", "variant": "d0", "image_size": 160}, "want a multiple of 128"),
+        ({"strength": 1.5}, "strength is 1.5"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 1.5}, "steps is 1.5; want int"),
+        ({"pretrained": 1}, "pretrained is 1; want bool"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"normal_share": 1.0}, "normal_share is 1.0"),
+        ({"colour": 1}, "unknown field 'colour'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(values: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        train_config_from(values, where="here.json")
+    assert str(caught.value).startswith("here.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["smoke", "study", "search"])
+def test_presets_can_be_trained(name: str) -> None:
+    search = preset_of(name)  # type: ignore[arg-type]
+    assert {candidate.base.detector for candidate in search.candidates} == set(FAMILIES)
+    for candidate in search.candidates:
+        check_train_config(candidate.base)
+
+
+def test_override_scales_reports_and_warm_up_with_the_steps() -> None:
+    before = preset_of("smoke").candidates[0].base
+    after = override(preset_of("smoke"), steps=before.steps // 10, seed=3).candidates[0]
+    assert after.base.steps == before.steps // 10
+    assert after.base.report_every == before.report_every // 10
+    assert after.base.warmup_steps == before.warmup_steps // 10
+    assert after.seeds == (3,)
+
+
+def test_override_without_arguments_changes_nothing() -> None:
+    assert override(preset_of("study")) == preset_of("study")
+
+
+def test_override_refuses_nonsense() -> None:
+    with pytest.raises(InputError, match="--trials 0"):
+        override(preset_of("smoke"), trials=0)

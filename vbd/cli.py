@@ -1,0 +1,85 @@
+"""What the jobs share: flags, one-line errors, exit codes, and the connection to Ray."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from vbd.errors import InputError
+
+EXIT_MISTAKE = 2  # something the user can mend
+EXIT_INTERRUPTED = 130
+
+# Read by Ray when it starts, here and in every worker.
+_RAY_SETTINGS = {
+    # Snapshots of a search at least this often: a killed driver loses no more than this many seconds.
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # Relative paths keep meaning what they mean to the user.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def main(job: Callable[..., Any]) -> None:
+    """Runs a job from the command line: its keyword arguments are the flags, its docstring the help.
+
+    Exits with 0 when it is done, with what the job returns when that is a number, with 2 and one line for an InputError.
+    """
+    import tyro
+
+    try:
+        code = tyro.cli(job, description=(job.__doc__ or "").split("Args:")[0].strip())
+        sys.stdout.flush()
+    except InputError as error:
+        sys.exit(_mistake(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
+        cause = _input_error_within(error)
+        if cause is None:
+            raise
+        sys.exit(_mistake(cause))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _mistake(error: InputError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_MISTAKE
+
+
+def _input_error_within(error: BaseException | None) -> InputError | None:
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None
+
+
+def connect() -> None:
+    """Connects to the Ray cluster this job runs on, or starts one on this machine, and says which.
+
+    `ray job submit` passes the address through the environment, so `ray.init` gets no address here. A cluster of our own
+    serves its dashboard on localhost only.
+    """
+    for name, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
+    resources = ray.cluster_resources()
+    dashboard = ray.get_runtime_context().worker.node.address_info.get("webui_url") or ""
+    print(
+        f"ray {ray.__version__}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs on {len(ray.nodes())} node(s)"
+        + (f"; dashboard http://{dashboard}" if dashboard else ""),
+        flush=True,
+    )
+
+
+def _worker_settings() -> dict[str, str]:
+    return {name: os.environ[name] for name in _RAY_SETTINGS}

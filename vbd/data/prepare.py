@@ -1,0 +1,310 @@
+"""Raw files to a prepared dataset, sharded over the cluster by Ray Data.
+
+Ray carries paths in and small numbers out. Pixels never enter the object store: each worker decodes the images of one
+shard, writes them, and then writes the shard's Parquet file whole. A shard that exists is finished, so a run that was
+stopped goes on where it was. The JSON files are merged from the shards at the end, `dataset.json` last. What a shard holds
+depends on the sorted image ids alone, so the bytes are the same whatever the number of workers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vbd import storage
+from vbd.boxes import EMPTY, as_boxes, clip, has_area, to_prepared
+from vbd.config import PrepareConfig
+from vbd.data.coco import LabelledImage, select_folds, to_coco
+from vbd.data.folds import assign_folds
+from vbd.data.images import encode_png, prepare_pixels
+from vbd.data.prepared import SCHEMA, TEST_FOLD, PreparedDataset, open_dataset
+from vbd.data.readers import fuse_readers
+from vbd.data.sources import Source, read_source
+from vbd.errors import InputError
+from vbd.labels import CLASS_NAMES
+from vbd.records import REJECT_COLUMNS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Entry = dict[
+    str, Any
+]  # one image of the plan: image_id, path, fold, original_hw or None, boxes, labels, readers, rad_ids
+Reject = dict[str, Any]  # REJECT_COLUMNS
+
+
+def prepare(source: str, output: str, config: PrepareConfig, *, overwrite: bool = False) -> PreparedDataset:
+    """Reads a folder of raw X-rays and writes a prepared dataset; needs a Ray connection.
+
+    Does nothing when `output` already holds the same dataset, goes on when it holds an unfinished part of it, and raises
+    InputError when it holds another one and `overwrite` is not set.
+    """
+    found = read_source(source)
+    print(f"{source}: {found.kind}, {len(found.images)} images, {len(found.readings)} boxes", flush=True)
+    fingerprint = _fingerprint(found, config)
+    if _is_up_to_date(output, fingerprint, overwrite=overwrite):
+        print(f"{output}: up to date", flush=True)
+        return open_dataset(output)
+    storage.need_space(output, 3 * len(found.images) * config.image_size**2 // 2)
+    shards = _plan(found, config)
+    storage.write_json(storage.join(output, "plan.json"), {"fingerprint": fingerprint})
+    _write_shards(shards, output, config)
+    return _publish(found, output, config, shard_names=[name for name, _ in shards], fingerprint=fingerprint)
+
+
+def _fingerprint(found: Source, config: PrepareConfig) -> str:
+    text = json.dumps([SCHEMA, found.fingerprint, dataclasses.asdict(config)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_up_to_date(output: str, fingerprint: str, *, overwrite: bool) -> bool:
+    """Whether the folder holds this very dataset; clears it when the user lets a different one go."""
+    for name in ("dataset.json", "plan.json"):
+        if not storage.exists(storage.join(output, name)):
+            continue
+        if storage.read_json(storage.join(output, name)).get("fingerprint") == fingerprint:
+            return name == "dataset.json"
+        if not overwrite:
+            raise InputError(
+                f"{output}: holds a dataset of other images or options; choose another --output, or pass --overwrite"
+            )
+        storage.delete_folder(output)
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def _plan(found: Source, config: PrepareConfig) -> list[tuple[str, list[Entry]]]:
+    """Every shard with its name and its entries: train images by id, then test images by id."""
+    entries = [*_train_entries(found, config), *_test_entries(found)]
+    if not entries:
+        raise InputError("no usable image is left; see the rows that were refused")
+    size = config.shard_size
+    return [
+        (f"shard-{number:05d}.parquet", entries[start : start + size])
+        for number, start in enumerate(range(0, len(entries), size))
+    ]
+
+
+def _train_entries(found: Source, config: PrepareConfig) -> Iterator[Entry]:
+    images = found.images[found.images["split"] == "train"].sort_values("image_id")
+    if images.empty:
+        return
+    ids = images["image_id"].tolist()
+    fused = fuse_readers(found.readings, method=config.fusion, iou_threshold=config.fusion_iou)
+    boxes_of = {image_id: part for image_id, part in fused.groupby("image_id", sort=False)}
+    labels_of = {image_id: set(boxes_of[image_id]["label"]) if image_id in boxes_of else set() for image_id in ids}
+    trios: dict[str, tuple[str, ...]] = {
+        image_id: tuple(sorted(part)) for image_id, part in found.readers.groupby("image_id")["rad_id"]
+    }
+    folds = assign_folds(ids, labels_of, trios, num_folds=config.num_folds, seed=config.seed)
+    for image in images.to_dict("records"):
+        yield _entry(image, boxes_of.get(image["image_id"]), fold=folds[image["image_id"]])
+
+
+def _test_entries(found: Source) -> Iterator[Entry]:
+    images = found.images[found.images["split"] == "test"].sort_values("image_id")
+    for image in images.to_dict("records"):
+        yield _entry(image, None, fold=TEST_FOLD)
+
+
+def _entry(image: dict[str, Any], boxes: "pd.DataFrame | None", *, fold: int) -> Entry:
+    known = not (np.isnan(image["height"]) or np.isnan(image["width"]))
+    return {
+        "image_id": image["image_id"],
+        "path": image["path"],
+        "fold": fold,
+        "original_hw": [int(image["height"]), int(image["width"])] if known else None,
+        "boxes": [] if boxes is None else boxes[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float).tolist(),
+        "labels": [] if boxes is None else boxes["label"].tolist(),
+        "readers": [] if boxes is None else boxes["readers"].tolist(),
+        "rad_ids": [] if boxes is None else [list(who) for who in boxes["rad_ids"]],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config: PrepareConfig) -> None:
+    import ray
+
+    done = set(storage.list_names(storage.join(output, "shards")))
+    tasks = [{"shard": name, "entries": json.dumps(entries)} for name, entries in shards if name not in done]
+    if not tasks:
+        return
+    started, total = time.monotonic(), sum(len(entries) for name, entries in shards if name not in done)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # unreadable in job logs; the lines below say more
+    results = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+        _write_shard, fn_kwargs={"output": storage.absolute(output), "config": config}, num_cpus=1
+    )
+    images = rejects = 0
+    for result in results.iter_rows():
+        images, rejects = images + result["images"], rejects + result["rejects"]
+        rate = images / (time.monotonic() - started)
+        print(f"prepare: {images}/{total} images, {rate:.0f} images/s, {rejects} refused", flush=True)
+
+
+def _write_shard(task: dict[str, Any], *, output: str, config: PrepareConfig) -> dict[str, int]:
+    """Runs in a Ray worker: decodes and writes the images of one shard, then the shard."""
+    import cv2
+    import pyarrow as pa
+
+    cv2.setNumThreads(0)  # one core per Ray task
+    rows, rejects = [], []
+    for entry in json.loads(task["entries"]):
+        row, refused = _prepare_image(entry, output, config)
+        rows += [row] if row else []
+        rejects += refused
+    table = pa.Table.from_pylist(rows, schema=_shard_schema()).replace_schema_metadata({"rejects": json.dumps(rejects)})
+    storage.write_table(storage.join(output, "shards", task["shard"]), table)
+    return {"images": len(rows), "rejects": len(rejects)}
+
+
+def _shard_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "image_id": pa.string(),
+            "fold": pa.int64(),
+            "image": pa.binary(),
+            "original_hw": pa.list_(pa.int64(), 2),
+            "boxes": pa.list_(pa.list_(pa.float32(), 4)),
+            "boxes_original": pa.list_(pa.list_(pa.float64(), 4)),
+            "labels": pa.list_(pa.int64()),
+            "readers": pa.list_(pa.int64()),
+            "rad_ids": pa.list_(pa.list_(pa.string())),
+        }
+    )
+
+
+def _prepare_image(entry: Entry, output: str, config: PrepareConfig) -> tuple[dict[str, Any] | None, list[Reject]]:
+    """One image decoded, written and described; or nothing, and why."""
+    try:
+        data = storage.read_bytes(entry["path"])
+        pixels, file_hw = prepare_pixels(data, name=entry["path"], image_size=config.image_size, mode=config.resize)
+    except InputError as error:
+        return None, [_reject(entry["path"], str(error).removeprefix(f"{entry['path']}: "))]
+    original_hw = tuple(entry["original_hw"] or file_hw)
+    boxes = clip(np.asarray(entry["boxes"], float).reshape(-1, 4), original_hw)
+    inside = has_area(boxes, min_side=1.0)
+    rejects = [
+        _reject(
+            entry["path"],
+            f"box {entry['boxes'][i]} leaves nothing inside an image of {original_hw[0]} x {original_hw[1]}",
+        )
+        for i in np.flatnonzero(~inside)
+    ]
+    if len(boxes) and not inside.any():
+        return None, [*rejects, _reject(entry["path"], "all of its boxes were refused, and it is not normal")]
+    png = encode_png(pixels)
+    storage.write_bytes(storage.join(output, "images", f"{entry['image_id']}.png"), png)
+    keep = np.flatnonzero(inside)
+    return {
+        "image_id": entry["image_id"],
+        "fold": entry["fold"],
+        "image": png,
+        "original_hw": list(original_hw),
+        "boxes": to_prepared(boxes[keep], original_hw, config.image_size, config.resize).tolist(),
+        "boxes_original": boxes[keep].astype(float).tolist(),
+        **{name: [entry[name][i] for i in keep] for name in ("labels", "readers", "rad_ids")},
+    }, rejects
+
+
+def _reject(file: str, reason: str) -> Reject:
+    return dict(zip(REJECT_COLUMNS, (file, 0, reason), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- publish
+
+
+def _publish(
+    found: Source, output: str, config: PrepareConfig, *, shard_names: Sequence[str], fingerprint: str
+) -> PreparedDataset:
+    """Merges the shards into the JSON files; `dataset.json` comes last and makes the dataset whole."""
+    import pyarrow as pa
+
+    columns = [name for name in _shard_schema().names if name != "image"]
+    tables = [storage.read_table(storage.join(output, "shards", name), columns) for name in shard_names]
+    rejects = [*found.rejects, *(item for table in tables for item in json.loads(table.schema.metadata[b"rejects"]))]
+    images = [_labelled(row) for table in tables for row in table.to_pylist()]
+    _write_annotations(found, output, config, images)
+    storage.write_csv(storage.join(output, "rejects.csv"), rejects, REJECT_COLUMNS)
+    ids = ["image_id,PredictionString", *(f"{i},14 1 0 0 1 1" for i in found.sample_submission)]
+    storage.write_bytes(storage.join(output, "sample_submission.csv"), ("\n".join(ids) + "\n").encode())
+    for name, frame in (("readings", found.readings), ("readers", found.readers)):
+        table = pa.Table.from_pandas(frame.sort_values(list(frame.columns)), preserve_index=False)
+        storage.write_table(storage.join(output, "annotations", f"{name}.parquet"), table.replace_schema_metadata())
+    manifest = {
+        "schema": SCHEMA,
+        "classes": CLASS_NAMES,
+        "options": dataclasses.asdict(config),
+        "fingerprint": fingerprint,
+        "source": {"kind": found.kind, "fingerprint": found.fingerprint},
+        "synthetic": found.synthetic,
+        "counts": _counts(images, rejects),
+        "shards": [{"name": name, "rows": len(table)} for name, table in zip(shard_names, tables, strict=True)],
+    }
+    storage.write_json(storage.join(output, "dataset.json"), manifest)
+    return open_dataset(output)
+
+
+def _labelled(row: dict[str, Any]) -> LabelledImage:
+    return LabelledImage(
+        image_id=row["image_id"],
+        fold=row["fold"],
+        original_hw=tuple(row["original_hw"]),
+        boxes=as_boxes(row["boxes"]),
+        boxes_original=as_boxes(row["boxes_original"]),
+        labels=np.asarray(row["labels"], np.int64),
+        readers=np.asarray(row["readers"], np.int64),
+        rad_ids=tuple(tuple(who) for who in row["rad_ids"]),
+    )
+
+
+def _write_annotations(found: Source, output: str, config: PrepareConfig, images: Sequence[LabelledImage]) -> None:
+    def document(part: Sequence[LabelledImage], *, has_truth: bool = True) -> dict[str, Any]:
+        return to_coco(part, image_size=config.image_size, synthetic=found.synthetic, has_truth=has_truth)
+
+    test = [image for image in images if image.fold == TEST_FOLD]
+    train = document([image for image in images if image.fold != TEST_FOLD])
+    documents = {"instances_all": train, "image_info_test": document(test, has_truth=False)}
+    documents |= {f"instances_fold{k}": select_folds(train, {k}) for k in range(config.num_folds)}
+    if found.truth is not None:
+        documents["instances_test"] = document([_with_truth(image, found.truth, config) for image in test])
+    for name, content in documents.items():
+        storage.write_json(storage.join(output, "annotations", f"{name}.json"), content)
+
+
+def _with_truth(image: LabelledImage, truth: "pd.DataFrame", config: PrepareConfig) -> LabelledImage:
+    """A test image with the labels that its shard must not hold."""
+    rows = truth[truth["image_id"] == image.image_id]
+    boxes = clip(rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float), image.original_hw) if len(rows) else EMPTY
+    return dataclasses.replace(
+        image,
+        boxes=to_prepared(boxes, image.original_hw, config.image_size, config.resize),
+        boxes_original=boxes,
+        labels=rows["label"].to_numpy(np.int64),
+        readers=np.zeros(len(rows), np.int64),  # a consensus, not a count
+        rad_ids=tuple(() for _ in range(len(rows))),
+    )
+
+
+def _counts(images: Sequence[LabelledImage], rejects: Sequence[Reject]) -> dict[str, Any]:
+    train = [image for image in images if image.fold != TEST_FOLD]
+    per_class = Counter(int(label) for image in train for label in image.labels)
+    return {
+        "train_images": len(train),
+        "normal_images": sum(len(image.labels) == 0 for image in train),
+        "test_images": len(images) - len(train),
+        "boxes": sum(per_class.values()),
+        "boxes_per_class": {name: per_class[label] for label, name in enumerate(CLASS_NAMES)},
+        "rejects": len(rejects),
+    }

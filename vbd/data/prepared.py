@@ -1,0 +1,134 @@
+"""A prepared dataset, read back: what it is, its truth, its images' sizes. Needs neither torch nor Ray."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vbd import storage
+from vbd.boxes import to_original
+from vbd.config import PrepareConfig
+from vbd.data.coco import from_coco
+from vbd.errors import InputError
+from vbd.records import Detections, Truth
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = 1
+TEST_FOLD = -1
+# A fold number, all training images, or the test part.
+Part = int | str
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What `dataset.json` says of the folder it lies in."""
+
+    location: str
+    classes: tuple[str, ...]
+    options: PrepareConfig
+    fingerprint: str
+    synthetic: bool
+    counts: dict[str, Any]
+    shards: tuple[str, ...]
+
+
+def open_dataset(location: str) -> PreparedDataset:
+    """The prepared dataset in a folder; raises InputError when there is none, or one that is not finished."""
+    manifest = storage.join(location, "dataset.json")
+    if not storage.exists(manifest):
+        state = (
+            "preparing it was not finished"
+            if storage.exists(storage.join(location, "plan.json"))
+            else "no dataset.json"
+        )
+        raise InputError(
+            f"{location}: not a prepared dataset ({state}); run python jobs/prepare.py --source RAW --output {location}"
+        )
+    content = storage.read_json(manifest)
+    if content.get("schema") != SCHEMA:
+        raise InputError(f"{manifest}: schema {content.get('schema')!r}, want {SCHEMA}; prepare the dataset again")
+    try:
+        return PreparedDataset(
+            location=storage.absolute(location),
+            classes=tuple(content["classes"]),
+            options=PrepareConfig(**content["options"]),
+            fingerprint=content["fingerprint"],
+            synthetic=content["synthetic"],
+            counts=content["counts"],
+            shards=tuple(shard["name"] for shard in content["shards"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{manifest}: field {error} is missing or wrong; prepare the dataset again") from None
+
+
+def read_rows(dataset: PreparedDataset, columns: Sequence[str]) -> "pa.Table":
+    """Some columns of all shards, in the shards' order."""
+    import pyarrow as pa
+
+    names = list(columns)
+    return pa.concat_tables(
+        [storage.read_table(storage.join(dataset.location, "shards", shard), names) for shard in dataset.shards]
+    )
+
+
+def read_truths(dataset: PreparedDataset, part: Part) -> list[Truth]:
+    """The ground truth of a fold, of all training images (`"train"`), or of the test part (`"test"`), by image id."""
+    if isinstance(part, int) and not 0 <= part < dataset.options.num_folds:
+        raise InputError(f"{dataset.location}: no fold {part}; it has folds 0 to {dataset.options.num_folds - 1}")
+    name = {"train": "instances_all.json", "test": "instances_test.json"}.get(str(part), f"instances_fold{part}.json")
+    location = storage.join(dataset.location, "annotations", name)
+    if part == "test" and not storage.exists(location):
+        raise InputError(f"{dataset.location}: the truth of the test part is not known here; score a fold instead")
+    return from_coco(storage.read_json(location))
+
+
+def image_sizes(dataset: PreparedDataset, part: Part) -> dict[str, tuple[int, int]]:
+    """Original (height, width) of each image of a part, in order of image id."""
+    table = read_rows(dataset, ["image_id", "fold", "original_hw"])
+    ids, folds = table["image_id"].to_pylist(), table["fold"].to_numpy()
+    sizes = dict(zip(ids, (tuple(hw) for hw in table["original_hw"].to_pylist()), strict=True))
+    return {ids[i]: sizes[ids[i]] for i in np.flatnonzero(in_part(folds, part))}
+
+
+def parse_part(text: str) -> Part:
+    """`test`, `train` or a fold number, as a command line gives it."""
+    if text in ("test", "train"):
+        return text
+    if not text.isdecimal():
+        raise InputError(f"part {text!r}: want test, train or a fold number")
+    return int(text)
+
+
+def in_part(folds: np.ndarray, part: Part) -> np.ndarray:
+    """Which rows belong to a part: (n,) fold numbers -> (n,) bool."""
+    if part == "train":
+        return folds != TEST_FOLD
+    return folds == (TEST_FOLD if part == "test" else part)
+
+
+def sample_submission_ids(dataset: PreparedDataset) -> list[str]:
+    """Ids of the test images in the order that a submission must keep."""
+    text = storage.read_bytes(storage.join(dataset.location, "sample_submission.csv")).decode()
+    return [line.split(",")[0] for line in text.splitlines()[1:]]
+
+
+def to_detections(
+    image_id: str,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    original_hw: tuple[int, int],
+    image_size: int,
+    options: PrepareConfig,
+) -> Detections:
+    """A detector's boxes in pixels of its square input, as detections in pixels of the original image."""
+    return Detections(
+        image_id,
+        to_original(boxes.reshape(-1, 4), original_hw, image_size, options.resize),
+        scores.astype(np.float32),
+        labels.astype(np.int64),
+    )

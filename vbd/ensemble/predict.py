@@ -1,0 +1,212 @@
+"""Distributed inference with Ray Data: every image is decoded once for all detectors, on whatever workers there are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vbd import storage
+from vbd.boxes import hflip
+from vbd.config import PrepareConfig, RunOptions
+from vbd.data.images import decode_png, prepare_pixels
+from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, parse_part, to_detections
+from vbd.ensemble.fusion import fuse
+from vbd.errors import InputError
+from vbd.records import REJECT_COLUMNS, Detections, detections_to_table
+from vbd.training.checkpoint import load_detector, read_info
+
+TestTimeAugmentation = Literal["none", "flip"]
+IMAGE_SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
+# Boxes of an image and of its mirror image that overlap more are one finding.
+_MIRROR_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What each checkpoint found in each image that could be read, by image id; and the images that could not."""
+
+    by_checkpoint: dict[str, list[Detections]]
+    rejects: list[dict[str, Any]]  # REJECT_COLUMNS
+
+
+def images_of_part(dataset: PreparedDataset, part: Part) -> list[dict[str, Any]]:
+    """The images of a prepared dataset, as items for `predict`."""
+    return [
+        {
+            "image_id": image_id,
+            "path": storage.join(dataset.location, "images", f"{image_id}.png"),
+            "height": hw[0],
+            "width": hw[1],
+        }
+        for image_id, hw in image_sizes(dataset, part).items()
+    ]
+
+
+def images_in_folder(folder: str) -> list[dict[str, Any]]:
+    """The DICOM, PNG and JPEG files of a folder, as items for `predict`; raises InputError when there are none."""
+    names = [name for name in storage.list_names(folder) if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not names:
+        raise InputError(f"{folder}: no images here; want files that end in {', '.join(IMAGE_SUFFIXES)}")
+    root = storage.absolute(folder)
+    return [{"image_id": Path(name).stem, "path": storage.join(root, name), "height": 0, "width": 0} for name in names]
+
+
+def predict(
+    checkpoints: Sequence[str],
+    images: Sequence[dict[str, Any]],
+    *,
+    options: RunOptions,
+    augmentation: TestTimeAugmentation = "none",
+    workers: int | None = None,
+) -> Predictions:
+    """Runs every checkpoint over every image; needs a Ray connection.
+
+    An item whose height is 0 is a raw file; otherwise it is a prepared image and height and width are the original's.
+    The result is sorted by image id and does not depend on the number of workers.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    use_gpu = options.device == "cuda" or (options.device == "auto" and resources.get("GPU", 0) >= 1)
+    units = int(resources.get("GPU" if use_gpu else "CPU", 1))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    found = (
+        ray.data.from_items(
+            sorted(images, key=lambda item: item["image_id"]), override_num_blocks=max(1, len(images) // 32)
+        )
+        .map_batches(
+            _Predictor,
+            fn_constructor_args=(list(checkpoints), options, augmentation),
+            compute=ray.data.ActorPoolStrategy(size=workers or min(units, max(1, len(images) // 32))),
+            # Half a core: a pool that takes every core would wait for ever for the tasks that feed it.
+            num_cpus=0.5,
+            num_gpus=1 if use_gpu else 0,
+            batch_size=16,
+            batch_format="numpy",
+        )
+        .take_all()
+    )
+    found.sort(key=lambda row: row["image_id"])
+    by_checkpoint = {
+        checkpoint: [_detections(row, i) for row in found if not row["reason"]]
+        for i, checkpoint in enumerate(checkpoints)
+    }
+    rejects = [{"file": row["path"], "row": 0, "reason": row["reason"]} for row in found if row["reason"]]
+    return Predictions(by_checkpoint, rejects)
+
+
+def write_predictions(
+    checkpoint: str,
+    images: str,
+    output: str,
+    *,
+    part: str,
+    options: RunOptions,
+    augmentation: TestTimeAugmentation = "none",
+    workers: int | None = None,
+) -> tuple[int, int]:
+    """Detections of one checkpoint in a folder of raw images or in a part of a prepared dataset, as files in `output`.
+
+    Writes `detections.parquet` and `rejects.csv`; returns how many images were read and how many refused.
+    """
+    read_info(checkpoint)  # told before a cluster is busy
+    is_prepared = storage.exists(storage.join(images, "dataset.json"))
+    items = images_of_part(open_dataset(images), parse_part(part)) if is_prepared else images_in_folder(images)
+    found = predict([storage.absolute(checkpoint)], items, options=options, augmentation=augmentation, workers=workers)
+    (detections,) = found.by_checkpoint.values()
+    storage.write_table(storage.join(output, "detections.parquet"), detections_to_table(detections))
+    storage.write_csv(storage.join(output, "rejects.csv"), found.rejects, REJECT_COLUMNS)
+    return len(detections), len(found.rejects)
+
+
+def _detections(row: dict[str, Any], checkpoint: int) -> Detections:
+    flat = np.asarray(row["found"][checkpoint], np.float64).reshape(-1, 6)
+    return Detections(
+        row["image_id"], flat[:, :4].astype(np.float32), flat[:, 4].astype(np.float32), flat[:, 5].astype(np.int64)
+    )
+
+
+class _Predictor:
+    """Lives in a Ray actor with all detectors loaded; called with batches of items."""
+
+    def __init__(self, checkpoints: list[str], options: RunOptions, augmentation: TestTimeAugmentation):
+        import cv2
+        import torch
+
+        from vbd.training.loop import choose_device
+
+        cv2.setNumThreads(0)
+        torch.set_num_threads(options.threads)
+        self.device = choose_device(options)
+        self.detectors = [load_detector(checkpoint) for checkpoint in checkpoints]
+        for detector, _ in self.detectors:
+            detector.to(self.device)
+        self.augmentation = augmentation
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        columns: dict[str, list[Any]] = {"image_id": [], "path": [], "reason": [], "found": []}
+        for image_id, path, height, width in zip(
+            *(batch[name].tolist() for name in ("image_id", "path", "height", "width")), strict=True
+        ):
+            try:
+                found, reason = self._detect(image_id, path, (height, width)), ""
+            except InputError as error:
+                found, reason = [[] for _ in self.detectors], str(error).removeprefix(f"{path}: ")
+            for name, value in zip(columns, (image_id, path, reason, found), strict=True):
+                columns[name].append(value)
+        return columns
+
+    def _detect(self, image_id: str, path: str, original_hw: tuple[int, int]) -> list[list[float]]:
+        """What each detector finds, as a flat list of x_min, y_min, x_max, y_max, score, label: Arrow's plainest type."""
+        data = storage.read_bytes(path)
+        pixels: dict[tuple[int, str], tuple[np.ndarray, tuple[int, int]]] = {}
+        results = []
+        for detector, info in self.detectors:
+            key = info.config.image_size, info.resize
+            if key not in pixels:
+                pixels[key] = _square_image(data, path, original_hw, image_size=key[0], mode=info.resize)
+            image, hw = pixels[key]
+            found = self._run(detector, image_id, image, hw, info.resize)
+            rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], axis=1)
+            results.append(rows.astype(np.float64).ravel().tolist())
+        return results
+
+    def _run(self, detector: Any, image_id: str, image: np.ndarray, hw: tuple[int, int], resize: Any) -> Detections:
+        plain = self._forward(detector, image)
+        runs = [plain]
+        if self.augmentation == "flip":
+            boxes, scores, labels = self._forward(detector, image[:, ::-1])
+            runs.append((hflip(boxes, image.shape[1]), scores, labels))
+        detections = [
+            to_detections(image_id, *run, original_hw=hw, image_size=len(image), options=PrepareConfig(resize=resize))
+            for run in runs
+        ]
+        if len(detections) == 1:
+            return detections[0]
+        return fuse(detections, weights=[1.0] * len(detections), iou_threshold=_MIRROR_IOU)
+
+    def _forward(self, detector: Any, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        import torch
+
+        with torch.inference_mode():
+            grey = torch.from_numpy(np.ascontiguousarray(image)).float().div_(255).to(self.device)
+            (prediction,) = detector(grey[None, None].expand(1, 3, -1, -1))
+        boxes, scores, labels = (prediction[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))
+        return boxes, scores, labels
+
+
+def _square_image(
+    data: bytes, path: str, original_hw: tuple[int, int], *, image_size: int, mode: Any
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Grey uint8 (S, S) and the original (height, width), from a raw file or a prepared image."""
+    import cv2
+
+    if original_hw[0] == 0:
+        return prepare_pixels(data, name=path, image_size=image_size, mode=mode)
+    image = decode_png(data)
+    if len(image) != image_size:
+        how = cv2.INTER_AREA if image_size < len(image) else cv2.INTER_LINEAR
+        image = cv2.resize(image, (image_size, image_size), interpolation=how)
+    return image, original_hw

@@ -1,0 +1,114 @@
+"""How far a score can be trusted: bootstrap percentile intervals over images, and paired differences.
+
+Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. Images are drawn with replacement; the matching is done
+once, and a replicate only weighs the images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vbd.evaluation.average_precision import CLASSES, Matches, average_precisions, match, mean_over_known
+from vbd.labels import NUM_FINDINGS
+from vbd.records import Detections, Truth
+
+# Replicates weighed at a time: keeps the table of weights small for thousands of images.
+_CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate on all images, and the percentile interval of its replicates; NaN where there is no ground truth."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Intervals of a score, or of a difference of scores."""
+
+    map_40: Interval
+    map_40_findings: Interval
+    per_class: dict[str, Interval]
+    replicates: int
+    level: float
+
+
+def bootstrap(
+    detections: Sequence[Detections],
+    truths: Sequence[Truth],
+    *,
+    seed: int,
+    replicates: int = 1_000,
+    level: float = 0.95,
+    iou_threshold: float = 0.4,
+) -> Intervals:
+    """Intervals of the competition's metric over images; arguments and errors as in `average_precision.evaluate`."""
+    matches = match(detections, truths, iou_threshold=iou_threshold)
+    values = replicate(matches, seed=seed, replicates=replicates)
+    return _intervals(average_precisions(matches)[None], values, level)
+
+
+def paired_difference(
+    first: Sequence[Detections],
+    second: Sequence[Detections],
+    truths: Sequence[Truth],
+    *,
+    seed: int,
+    replicates: int = 1_000,
+    level: float = 0.95,
+    iou_threshold: float = 0.4,
+) -> Intervals:
+    """Intervals of first minus second, both weighed on the same replicates of the same images."""
+    matches = [match(detections, truths, iou_threshold=iou_threshold) for detections in (first, second)]
+    estimates = [with_means(average_precisions(each)[None]) for each in matches]
+    values = [with_means(replicate(each, seed=seed, replicates=replicates)) for each in matches]
+    return _named(estimates[0] - estimates[1], values[0] - values[1], level)
+
+
+def replicate(matches: Matches, *, seed: int, replicates: int) -> NDArray[np.float64]:
+    """AP of each class in each replicate: -> (replicates, 15). Equal seeds draw equal images."""
+    num_images = matches.num_truths.shape[1]
+    rng = np.random.default_rng(seed)
+    values = np.full((replicates, len(CLASSES)), np.nan)
+    for start in range(0, replicates if num_images else 0, _CHUNK):
+        size = min(_CHUNK, replicates - start)
+        drawn = rng.integers(0, num_images, (size, num_images))
+        weights = np.stack([np.bincount(row, minlength=num_images) for row in drawn])
+        values[start : start + size] = average_precisions(matches, weights)
+    return values
+
+
+def with_means(values: NDArray) -> NDArray[np.float64]:
+    """APs (n, 15) with `map_40` and `map_40_findings` in front: -> (n, 17)."""
+    means = [[mean_over_known(row), mean_over_known(row[:NUM_FINDINGS])] for row in values]
+    return np.concatenate([np.array(means).reshape(-1, 2), values], axis=1)
+
+
+def percentile_interval(estimate: float, values: NDArray, level: float) -> Interval:
+    """The interval that holds the middle `level` of the replicates' values (n,)."""
+    known = values[~np.isnan(values)]
+    if not len(known) or np.isnan(estimate):
+        return Interval(float(estimate), float("nan"), float("nan"))
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(estimate), float(low), float(high))
+
+
+def _intervals(estimate: NDArray, values: NDArray, level: float) -> Intervals:
+    return _named(with_means(estimate), with_means(values), level)
+
+
+def _named(estimate: NDArray, values: NDArray, level: float) -> Intervals:
+    """From estimates (1, 17) and replicates (n, 17)."""
+    all_intervals = [percentile_interval(estimate[0, k], values[:, k], level) for k in range(estimate.shape[1])]
+    return Intervals(
+        map_40=all_intervals[0],
+        map_40_findings=all_intervals[1],
+        per_class=dict(zip(CLASSES, all_intervals[2:], strict=True)),
+        replicates=len(values),
+        level=level,
+    )

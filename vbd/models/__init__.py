@@ -1,0 +1,70 @@
+"""The detectors, behind one contract.
+
+A detector is a `torch.nn.Module`:
+
+    model.train(); losses = model(images, targets)   # {"loss": scalar with a gradient, its parts: detached scalars}
+    model.eval();  predictions = model(images)       # list[Prediction], one per image
+
+`images` is float32 (B, 3, S, S) in 0..1; a grey X-ray has three equal channels. `targets` is a list of `Target`, boxes
+`xyxy` in pixels of `images`; a normal image has boxes of shape (0, 4). The parts add up to `"loss"`.
+A `Prediction` has at most 100 boxes inside the image, by descending score, down to scores of about 0.001: average
+precision wants them all. It does not depend on the other images of the batch, and nothing that is passed in is changed.
+
+`pretrained` changes the first weights and nothing else, so a checkpoint always loads into a detector that was built
+without it. All layers are trained, with ordinary BatchNorm.
+"""
+
+import contextlib
+import http.client
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, assert_never
+
+from vbd.config import VARIANTS, Family
+from vbd.errors import InputError
+from vbd.labels import NUM_FINDINGS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_detector(
+    name: Family, *, variant: str, image_size: int, num_classes: int = NUM_FINDINGS, pretrained: bool = False
+) -> "nn.Module":
+    """A detector of a family and size (see `vbd.config.VARIANTS`) for square images of `image_size` pixels.
+
+    With `pretrained` it starts from COCO weights, which its library fetches, and a new head; InputError when they
+    cannot be had. Without it nothing is fetched.
+    """
+    if variant not in VARIANTS[name]:
+        raise InputError(f"{name}: unknown variant {variant!r}; choose one of {', '.join(VARIANTS[name])}")
+    multiple = 128 if name == "efficientdet" else 32
+    if image_size <= 0 or image_size % multiple:
+        raise InputError(f"{name}: image_size is {image_size}; want a multiple of {multiple}")
+    match name:  # each library takes seconds to import: only the one that is asked for is loaded
+        case "faster_rcnn":
+            from vbd.models.faster_rcnn import FasterRCNN
+
+            return FasterRCNN(variant, image_size=image_size, num_classes=num_classes, pretrained=pretrained)
+        case "yolox":
+            from vbd.models.yolox import YOLOX
+
+            return YOLOX(variant, num_classes=num_classes, pretrained=pretrained)
+        case "efficientdet":
+            from vbd.models.efficientdet import EfficientDet
+
+            return EfficientDet(variant, image_size=image_size, num_classes=num_classes, pretrained=pretrained)
+        case _:
+            assert_never(name)
+
+
+@contextlib.contextmanager
+def fetching(what: str, *, url: str, folder: str) -> Iterator[None]:
+    """Turns a failed download of `url` into one line that says in which folder its file may be put by hand."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{what}: cannot fetch {url} ({reason}); train without pretrained weights, "
+            f"or fetch the file elsewhere and put it into {folder}"
+        ) from error

@@ -1,0 +1,128 @@
+"""YOLOX (Ge et al., 2021, arXiv:2107.08430) from the package pixeltable-yolox, whose module is `yolox`.
+
+The library wants pixels of 0..255 and boxes as centre and size. Its network and its SimOTA assignment are used as they
+are; the decoding and the loss are written here, equal in value, because the library's own keep grids of the wrong
+device or precision, empty the CUDA cache for every image, and divide by one when a batch has no finding.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vbd.models import fetching
+from vbd.models.dense import positives_to_divide_by, select
+from vbd.records import Prediction, Target
+
+_BOX_WEIGHT = 5.0  # of the IoU loss, as in the paper
+
+
+class YOLOX(nn.Module):
+    """YOLOX behind the contract of `vbd.models`."""
+
+    mean_positives: Tensor
+
+    def __init__(self, variant: str, *, num_classes: int, pretrained: bool) -> None:
+        super().__init__()
+        from yolox.config import YoloxConfig
+
+        # The assignment uses the old spelling of autocast, on every image of every step.
+        warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp\.autocast", category=FutureWarning)
+        config = YoloxConfig.get_named_config(f"yolox_{variant}")
+        config.num_classes = num_classes
+        self.network: Any = config.get_model()  # BatchNorm momentum 0.03, scores that start at 0.01
+        # Nearly twice as fast on a CPU as the default layout, and what tensor cores want.
+        self.network.to(memory_format=torch.channels_last)
+        # About what SimOTA gives an abnormal image at the start; the running mean takes over.
+        self.register_buffer("mean_positives", torch.tensor(5.0))
+        if pretrained:
+            self._load_coco(variant)
+
+    def forward(self, images: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Prediction]:
+        """See `vbd.models`."""
+        raw = _raw_outputs(self.network, (images * 255).contiguous(memory_format=torch.channels_last))
+        with torch.autocast(images.device.type, enabled=False):
+            anchors = _anchor_points(raw, self.network.head.strides)
+            outputs = torch.cat([level.flatten(2) for level in raw], dim=2).transpose(1, 2).float()
+            centres = (outputs[..., :2] + anchors[:, :2]) * anchors[:, 2:]
+            sides = outputs[..., 2:4].exp() * anchors[:, 2:]
+            boxes_cxcywh, logits = torch.cat([centres, sides], dim=2), outputs[..., 4:]
+            if self.training:
+                assert targets is not None
+                return self._losses(boxes_cxcywh, logits, targets, anchors=anchors)
+            boxes_xyxy = torch.cat([centres - sides / 2, centres + sides / 2], dim=2)
+            scores = logits[..., :1].sigmoid() * logits[..., 1:].sigmoid()
+            height, width = images.shape[-2:]
+            return [select(*image, (height, width)) for image in zip(boxes_xyxy, scores, strict=True)]
+
+    def _losses(self, boxes: Tensor, logits: Tensor, targets: list[Target], *, anchors: Tensor) -> dict[str, Tensor]:
+        head = self.network.head
+        is_positive = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+        true_boxes, true_classes = [boxes.new_zeros((0, 4))], [boxes.new_zeros((0, head.num_classes))]
+        for image, target in enumerate(targets):
+            if not len(target["boxes"]):
+                continue
+            boxes_cxcywh = _to_cxcywh(target["boxes"])
+            classes, is_positive[image], ious, matched, _ = head.get_assignments(
+                image,
+                len(boxes_cxcywh),
+                boxes_cxcywh,
+                target["labels"].float(),
+                boxes[image],
+                anchors[None, :, 2],
+                anchors[None, :, 0],
+                anchors[None, :, 1],
+                logits[..., 1:],
+                logits[..., :1],
+            )
+            true_boxes.append(boxes_cxcywh[matched])
+            # The class is learned as sure as the box is good.
+            true_classes.append(F.one_hot(classes.long(), head.num_classes) * ious[:, None])
+        divisor = positives_to_divide_by(is_positive.sum(), len(targets), mean_per_image=self.mean_positives)
+        sum_of = nn.functional.binary_cross_entropy_with_logits
+        objectness = sum_of(logits[..., 0], is_positive.float(), reduction="sum") / divisor
+        classes = sum_of(logits[..., 1:][is_positive], torch.cat(true_classes), reduction="sum") / divisor
+        box = _BOX_WEIGHT * head.iou_loss(boxes[is_positive], torch.cat(true_boxes)).sum() / divisor
+        parts = {"box": box.detach(), "objectness": objectness.detach(), "class": classes.detach()}
+        return {"loss": box + objectness + classes} | parts
+
+    def _load_coco(self, variant: str) -> None:
+        """COCO weights for everything but the layers whose shape depends on the number of classes."""
+        from yolox.models.yolox import HOME, YoloxModule
+
+        name = f"yolox_{variant}"
+        url = f"https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/{name}.pth"
+        with fetching(f"yolox {variant}", url=url, folder=str(HOME / "weights")):
+            coco = YoloxModule.from_pretrained(name).state_dict()
+        own = self.network.state_dict()
+        self.network.load_state_dict(own | {key: value for key, value in coco.items() if value.shape == own[key].shape})
+
+
+def _raw_outputs(network: Any, pixels: Tensor) -> list[Tensor]:
+    """For every level (B, 5 + C, h, w): box (4), objectness and class logits, before decoding."""
+    head = network.head
+    outputs = []
+    for level, features in enumerate(network.backbone(pixels)):
+        stem = head.stems[level](features)
+        box_features = head.reg_convs[level](stem)
+        classes = head.cls_preds[level](head.cls_convs[level](stem))
+        box, objectness = head.reg_preds[level](box_features), head.obj_preds[level](box_features)
+        outputs.append(torch.cat([box, objectness, classes], dim=1))
+    return outputs
+
+
+def _anchor_points(raw: list[Tensor], strides: list[int]) -> Tensor:
+    """Column, row and stride in pixels of every anchor point: float32 (A, 3)."""
+    points = []
+    for level, stride in zip(raw, strides, strict=True):
+        rows, columns = (torch.arange(n, device=level.device, dtype=torch.float32) for n in level.shape[-2:])
+        row, column = torch.meshgrid(rows, columns, indexing="ij")
+        points.append(torch.stack([column, row, torch.full_like(row, stride)], dim=2).flatten(0, 1))
+    return torch.cat(points)
+
+
+def _to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=1)

@@ -1,0 +1,126 @@
+"""A checkpoint is a folder that loads by itself: weights, training state, and its config as JSON.
+
+`model.pt` holds weights only (their running mean when the run keeps one), `state.pt` what resuming needs besides, and
+`config.json` the config with its hash, the classes, the dataset's fingerprint and the versions of the libraries.
+"""
+
+import dataclasses
+import pickle
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import vbd
+from vbd import storage
+from vbd.config import TrainConfig, config_hash, train_config_from
+from vbd.data.prepared import PreparedDataset
+from vbd.errors import InputError
+from vbd.labels import CLASS_NAMES
+from vbd.models import build_detector
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What `config.json` of a checkpoint says."""
+
+    config: TrainConfig
+    config_hash: str
+    dataset: str  # fingerprint of the prepared dataset it was trained on
+    resize: str  # how that dataset made its images square
+    step: int
+    metrics: dict[str, Any]
+
+
+def write_checkpoint(
+    folder: str | Path,
+    *,
+    config: TrainConfig,
+    dataset: PreparedDataset,
+    weights: dict[str, Any],
+    state: dict[str, Any],
+    step: int,
+    metrics: dict[str, Any],
+) -> None:
+    """Writes the folder under a temporary name and renames it, replacing an older one."""
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        torch.save(weights, temporary / "model.pt")
+        torch.save(state, temporary / "state.pt")
+        storage.write_json(str(temporary / "config.json"), _description(config, dataset, step, metrics))
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{target}: the checkpoint cannot be written ({error}); is the disk full?") from error
+
+
+def _description(config: TrainConfig, dataset: PreparedDataset, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "config": dataclasses.asdict(config),
+        "config_hash": config_hash(config),
+        "classes": CLASS_NAMES,
+        "dataset": dataset.fingerprint,
+        "synthetic": dataset.synthetic,
+        "resize": dataset.options.resize,
+        "step": step,
+        "metrics": metrics,
+        "versions": {"vbd": vbd.__version__, "torch": torch.__version__},
+    }
+
+
+def read_info(folder: str) -> CheckpointInfo:
+    """The description of a checkpoint; raises InputError when it is missing, foreign, or not what it says it is."""
+    location = storage.join(folder, "config.json")
+    if not storage.exists(location):
+        raise InputError(f"{folder}: not a checkpoint (no config.json); give the folder that holds model.pt")
+    content = storage.read_json(location)
+    try:
+        if content["schema"] != SCHEMA:
+            raise InputError(f"{location}: schema {content['schema']!r}, want {SCHEMA}; train again with this version")
+        if content["classes"] != list(CLASS_NAMES):
+            raise InputError(f"{location}: its {len(content['classes'])} classes are not the 14 findings of vbd")
+        config = train_config_from(content["config"], where=location)
+        if config_hash(config) != content["config_hash"]:
+            raise InputError(f"{location}: config_hash {content['config_hash']!r} is not the hash of its config")
+        return CheckpointInfo(
+            config, content["config_hash"], content["dataset"], content["resize"], content["step"], content["metrics"]
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{location}: field {error} is missing or wrong; this is not a checkpoint of vbd") from None
+
+
+def load_tensors(path: str) -> dict[str, Any]:
+    """A file of tensors and plain values; code in it is never run. Raises InputError when it is broken or holds code."""
+    import io
+
+    try:
+        return torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(f"{path}: truncated or not a file of weights ({reason}); use another checkpoint") from None
+
+
+def load_detector(folder: str) -> tuple[nn.Module, CheckpointInfo]:
+    """The detector of a checkpoint, in eval mode on the CPU, and its description."""
+    info = read_info(folder)
+    detector = build_detector(
+        info.config.detector, variant=info.config.variant, image_size=info.config.image_size, pretrained=False
+    )
+    try:
+        detector.load_state_dict(load_tensors(storage.join(folder, "model.pt")))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()[:120]
+        raise InputError(f"{folder}/model.pt: not the weights of {info.config.detector} ({reason})") from None
+    return detector.eval(), info
