@@ -2,7 +2,7 @@
 
     python benchmarks/metric.py [--scale 0.1]
 
-3,000 images with 10,000 and with 500,000 detections; and 1,000 bootstrap replicates of the first. One core.
+3,000 images with 10,000 and with 500,000 detections; 1,000 bootstrap replicates of each. One core.
 """
 
 import argparse
@@ -39,7 +39,9 @@ def generate(num_images: int, num_detections: int, seed: int = 0) -> tuple[list[
             near = np.flatnonzero(rng.uniform(size=k) < 1 / 3)
             place = rng.integers(0, n, len(near))
             own[near], own_labels[near] = boxes[place] + rng.normal(0, 10, (len(near), 4)), labels[place]
-        scores = -np.sort(-rng.uniform(0.001, 1, k))
+            # COCOeval passes over boxes turned inside out, the competition's metric counts them as false: make none.
+            own[:, 2:] = np.maximum(own[:, 2:], own[:, :2] + 1)
+        scores = np.sort(rng.uniform(0.001, 1, k))[::-1]
         detections.append(Detections(f"{i}", own.astype(np.float32), scores.astype(np.float32), own_labels))
     return detections, truths
 
@@ -88,9 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the images and boxes, 0..1")
     scale = parser.parse_args().scale
-    print(
-        "| | COCOeval s | vbd s | ratio | COCOeval | vbd, 101 points | vbd, map_40_findings |\n|---|---|---|---|---|---|---|"
-    )
+    print("| | COCOeval s | vbd s | ratio | COCOeval | vbd, 101 points | vbd, map_40_findings |")
+    print("|---|---|---|---|---|---|---|")
     for count in (10_000, 500_000):
         detections, truths = generate(round(IMAGES * scale), round(count * scale))
         with redirect_stdout(StringIO()):
@@ -102,8 +103,8 @@ def main() -> None:
             f"| {len(truths):,} images, {round(count * scale):,} detections | {theirs_time:.2f} | {ours_time:.2f} "
             f"| {theirs_time / ours_time:.1f} x | {theirs:.6f} | {ours.map_coco_101:.6f} | {ours.map_40_findings:.6f} |"
         )
-        _, seconds = timed(bootstrap, detections, truths, seed=0, replicates=100)
-        print(f"| - 100 bootstrap replicates | | {seconds:.2f} | | | | |", flush=True)
+        _, seconds = timed(bootstrap, detections, truths, seed=0, replicates=1_000)
+        print(f"| - 1,000 bootstrap replicates | | {seconds:.2f} | | | | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,20 @@ EXIT_INTERRUPTED = 130
 _RAY_SETTINGS = {
     # Snapshots of a search at least this often: a killed driver loses no more than this many seconds.
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # Ours are enough: a snapshot is also taken at every checkpoint, and Tune warns of that.
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # unreadable in job logs; our own lines say more
     # Relative paths keep meaning what they mean to the user.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+# They announce, at WARNING or INFO, what our own lines say or what is meant to be so.
+_NOISY_LOGGERS = ("ray._private.authentication.authentication_token_setup",)
 
 
 def main(job: Callable[..., Any]) -> None:
@@ -70,6 +79,8 @@ def connect() -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
     resources = ray.cluster_resources()

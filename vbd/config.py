@@ -158,33 +158,19 @@ def smoke() -> SearchConfig:
     common = TrainConfig(
         image_size=128, batch_size=8, warmup_steps=50, normal_share=0.2, weight_decay=0.01, ema_decay=0.995
     )
-    strengths = (0.3, 0.6)
+    candidates = (
+        (replace(common, detector="yolox", variant="nano", steps=600, report_every=150), (2e-3, 5e-3)),
+        (
+            replace(common, detector="faster_rcnn", variant="mobilenet_v3_large_320", steps=400, report_every=100),
+            (1e-3, 2.5e-3),
+        ),
+        (replace(common, detector="efficientdet", variant="lite0", steps=400, report_every=100), (6e-3, 1.5e-2)),
+    )
     return SearchConfig(
         preset="smoke",
-        candidates=(
-            Candidate(
-                base=replace(common, detector="yolox", variant="nano", steps=1200, report_every=300),
-                policies=("A", "E"),
-                strengths=strengths,
-                learning_rates=(2e-3, 5e-3),
-                trials=2,
-            ),
-            Candidate(
-                base=replace(
-                    common, detector="faster_rcnn", variant="mobilenet_v3_large_320", steps=600, report_every=150
-                ),
-                policies=("A", "B"),
-                strengths=strengths,
-                learning_rates=(5e-4, 1.5e-3),
-                trials=2,
-            ),
-            Candidate(
-                base=replace(common, detector="efficientdet", variant="lite0", steps=600, report_every=150),
-                policies=("A", "C"),
-                strengths=strengths,
-                learning_rates=(1e-3, 4e-3),
-                trials=2,
-            ),
+        candidates=tuple(
+            Candidate(base=base, policies=("A", "E"), strengths=(0.3, 0.6), learning_rates=rates, trials=2)
+            for base, rates in candidates
         ),
         reduction=2,
         keep_per_family=1,

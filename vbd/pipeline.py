@@ -1,5 +1,6 @@
 """The whole way in one call: sample, prepare, search, ensemble, submission."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
 
 # The embedded dataset of the smoke preset: small enough for a laptop, large enough that detectors learn.
-SAMPLE_IMAGES = 900
+SAMPLE_IMAGES = 1_500
 SAMPLE_TEST_IMAGES = 200
 SAMPLE_SIZE = 320
 
@@ -43,16 +44,15 @@ def _sample_dataset(image_size: int) -> str:
     from vbd.data.prepare import prepare
 
     raw, prepared = "data/phantom", f"data/phantom-{image_size}"
-    if not storage.exists(f"{raw}/SYNTHETIC.json"):
-        print(f"{raw}: drawing {SAMPLE_IMAGES + SAMPLE_TEST_IMAGES} synthetic chest X-rays", flush=True)
-        write_phantom(
-            raw,
-            images=SAMPLE_IMAGES,
-            test_images=SAMPLE_TEST_IMAGES,
-            image_format="dicom",
-            size=SAMPLE_SIZE,
-            processes=2,
-        )
+    print(f"{raw}: {SAMPLE_IMAGES + SAMPLE_TEST_IMAGES} synthetic chest X-rays", flush=True)
+    write_phantom(
+        raw,
+        images=SAMPLE_IMAGES,
+        test_images=SAMPLE_TEST_IMAGES,
+        image_format="dicom",
+        size=SAMPLE_SIZE,
+        processes=os.cpu_count() or 1,
+    )
     prepare(raw, prepared, PrepareConfig(image_size=image_size))
     return prepared
 

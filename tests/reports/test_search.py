@@ -135,11 +135,38 @@ def test_kept_checkpoints_get_intervals(run: str, dataset: str, tmp_path: Path) 
 
 
 def test_the_ensemble_is_shown_when_there_is_one(run: str, tmp_path: Path) -> None:
-    content = {"map_40_findings": 0.4, "members": [{"name": "yolox-1", "weight": 0.5}, {"name": "<b>", "weight": 1}]}
+    def scores(value: float) -> dict[str, object]:
+        return {"map_40": value, "map_40_findings": value, "per_class": {"ILD": value, "Nodule/Mass": None}}
+
+    content = {
+        "weights": {"yolox-1": 1.0},
+        "single_scores": {"efficientdet-1": 0.2, "yolox-1": 0.3},
+        "out_of_fold": scores(0.35),
+        "test": {"yolox-1": scores(0.25), "ensemble": scores(0.31)},
+        "gain": {
+            "fused": 0.33,
+            "single": 0.3,
+            "interval": {"estimate": 0.03, "low": -0.01, "high": 0.05},
+            "verdict": "undecided",
+        },
+    }
     storage.write_json(f"{run}/ensemble.json", content)
-    found = tables(page_of(run, tmp_path))
-    assert ["map_40_findings", "0.4"] in found["The ensemble"]
-    assert found["members"] == [["name", "weight"], ["yolox-1", "0.5"], ["<b>", "1"]]
+    page = page_of(run, tmp_path)
+    rows = {row[0]: row[1:] for row in tables(page)["The ensemble and its members"]}
+    assert rows["yolox-1"] == ["1.000", "0.300", "0.250", "0.250"]
+    assert rows["efficientdet-1"] == ["-", "0.200", "-", "-"]
+    assert rows["ensemble"] == ["1.000", "0.350", "0.310", "0.310"]
+    assert tables(page)["Average precision of each class on the test part"][2] == ["Nodule/Mass", "-", "-"]
+    assert "a gain of 0.030 (95 % interval -0.010 to 0.050); which of the two is better cannot be told." in page
+
+
+def test_an_ensemble_whose_test_truth_is_not_known_is_shown(run: str, tmp_path: Path) -> None:
+    storage.write_json(f"{run}/ensemble.json", {"single_scores": {"<b>": 0.3}, "test": {}})
+    assert [row[0] for row in tables(page_of(run, tmp_path))["The ensemble and its members"]] == [
+        "model",
+        "<b>",
+        "ensemble",
+    ]
 
 
 def test_a_folder_without_a_search_is_a_mistake_of_the_user(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import detections_from_table
 from vbd.training.checkpoint import load_detector, load_tensors, read_info
-from vbd.training.loop import TrainingFailed, build_optimizer, choose_device, learning_rate_at, train
+from vbd.training.loop import TrainingError, build_optimizer, choose_device, learning_rate_at, train
 
 CPU = RunOptions(device="cpu")
 SHORT = TrainConfig(
@@ -94,7 +94,7 @@ def test_no_running_mean_and_sgd_and_bf16_train_too(prepared: str, tmp_path: Pat
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(prepared: str, tmp_path: Path) -> None:
     config = _of("yolox", learning_rate=1e18, warmup_steps=0, optimizer="sgd", grad_clip=1e18, steps=30, report_every=1)
-    with pytest.raises(TrainingFailed, match="lower the learning rate"):
+    with pytest.raises(TrainingError, match="lower the learning rate"):
         train(config, open_dataset(prepared), options=CPU, report=lambda *_: None)
 
 

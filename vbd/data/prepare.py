@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,10 +99,10 @@ def _train_entries(found: Source, config: PrepareConfig) -> Iterator[Entry]:
         return
     ids = images["image_id"].tolist()
     fused = fuse_readers(found.readings, method=config.fusion, iou_threshold=config.fusion_iou)
-    boxes_of = {image_id: part for image_id, part in fused.groupby("image_id", sort=False)}
+    boxes_of = dict(iter(fused.groupby("image_id", sort=False)))
     labels_of = {image_id: set(boxes_of[image_id]["label"]) if image_id in boxes_of else set() for image_id in ids}
     trios: dict[str, tuple[str, ...]] = {
-        image_id: tuple(sorted(part)) for image_id, part in found.readers.groupby("image_id")["rad_id"]
+        str(image_id): tuple(sorted(part)) for image_id, part in found.readers.groupby("image_id")["rad_id"]
     }
     folds = assign_folds(ids, labels_of, trios, num_folds=config.num_folds, seed=config.seed)
     for image in images.to_dict("records"):
@@ -115,7 +115,7 @@ def _test_entries(found: Source) -> Iterator[Entry]:
         yield _entry(image, None, fold=TEST_FOLD)
 
 
-def _entry(image: dict[str, Any], boxes: "pd.DataFrame | None", *, fold: int) -> Entry:
+def _entry(image: Mapping[Any, Any], boxes: "pd.DataFrame | None", *, fold: int) -> Entry:
     known = not (np.isnan(image["height"]) or np.isnan(image["width"]))
     return {
         "image_id": image["image_id"],
@@ -140,7 +140,6 @@ def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config
     if not tasks:
         return
     started, total = time.monotonic(), sum(len(entries) for name, entries in shards if name not in done)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # unreadable in job logs; the lines below say more
     results = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         _write_shard, fn_kwargs={"output": storage.absolute(output), "config": config}, num_cpus=1
     )

@@ -81,7 +81,7 @@ def build_ensemble(
     out_of_fold, truths = _common_images({m.name: m.out_of_fold() for m in members}, read_truths(dataset, "train"))
     calibrated = {name: calibrate_crosswise(found, truths) for name, found in out_of_fold.items()}
     selection = select_members(calibrated, truths, options=FUSION)
-    gain = honest_gain(calibrated, truths, options=FUSION)
+    gain = honest_gain(calibrated, truths, seed=0, options=FUSION)
     recipe = _fit(selection, gain, out_of_fold, calibrated, truths)
     fused = no_finding_crosswise(_fuse(calibrated, recipe.weights), truths)
 

@@ -71,7 +71,6 @@ def predict(
     resources = ray.cluster_resources()
     use_gpu = options.device == "cuda" or (options.device == "auto" and resources.get("GPU", 0) >= 1)
     units = int(resources.get("GPU" if use_gpu else "CPU", 1))
-    ray.data.DataContext.get_current().enable_progress_bars = False
     found = (
         ray.data.from_items(
             sorted(images, key=lambda item: item["image_id"]), override_num_blocks=max(1, len(images) // 32)

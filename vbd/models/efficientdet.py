@@ -3,6 +3,8 @@
 The library wants normalised pixels, boxes as `yxyx` and classes from 1.
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ class EfficientDet(nn.Module):
 
     def __init__(self, variant: str, *, image_size: int, num_classes: int, pretrained: bool) -> None:
         super().__init__()
+        # timm, which effdet is made of, scripts some activations when it is imported.
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
         import effdet
         from effdet.anchors import AnchorLabeler, Anchors
 
@@ -42,7 +46,7 @@ class EfficientDet(nn.Module):
         self.labeler = AnchorLabeler(anchors, num_classes, match_threshold=0.5)
         self.register_buffer("anchors", anchors.boxes, persistent=False)
         # About what an abnormal image has; the running mean takes over.
-        self.register_buffer("mean_positives", torch.tensor(20.0))
+        self.register_buffer("mean_positives", torch.tensor(8.0))
 
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Prediction]:
         """See `vbd.models`."""

@@ -95,19 +95,15 @@ def _build(variant: str, image_size: int, num_outputs: int) -> detection.FasterR
         )
         network.rpn.anchor_generator = _anchors(image_size, levels=5, sizes_per_level=1)
         return network
-    channels = CHANNELS
-    width = FC
-    backbone = _mobilenet(channels)
+    # The smaller one, for small images and a CPU, has half of torchvision's channels and hidden units.
+    channels, hidden = (128, 512) if variant == "mobilenet_v3_large_320" else (256, 1024)
     return detection.FasterRCNN(
-        backbone,
+        _mobilenet(channels),
         rpn_anchor_generator=_anchors(image_size, levels=4, sizes_per_level=2),
-        box_head=TwoMLPHead(channels * 7 * 7, width),
-        box_predictor=FastRCNNPredictor(width, num_outputs),
+        box_head=TwoMLPHead(channels * 7 * 7, hidden),
+        box_predictor=FastRCNNPredictor(hidden, num_outputs),
         **options,
     )
-
-
-CHANNELS, FC = 128, 512
 
 
 def _mobilenet(channels: int) -> BackboneWithFPN:
@@ -152,7 +148,10 @@ def _options(image_size: int) -> dict[str, Any]:
 
 
 def _load_coco(network: nn.Module, variant: str) -> None:
-    """COCO weights for every layer that has the same name and shape."""
+    """COCO weights for every layer of the same name and shape: all but the last of ResNet-50.
+
+    Of MobileNet, whose pyramid is another one, mainly the backbone.
+    """
     weights = {
         "mobilenet_v3_large_320": detection.FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1,
         "mobilenet_v3_large": detection.FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1,

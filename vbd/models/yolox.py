@@ -36,7 +36,7 @@ class YOLOX(nn.Module):
         # Nearly twice as fast on a CPU as the default layout, and what tensor cores want.
         self.network.to(memory_format=torch.channels_last)
         # About what SimOTA gives an abnormal image at the start; the running mean takes over.
-        self.register_buffer("mean_positives", torch.tensor(5.0))
+        self.register_buffer("mean_positives", torch.tensor(3.0))
         if pretrained:
             self._load_coco(variant)
 

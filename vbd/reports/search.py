@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from vbd.reports.search_figures import (
     is_complete,
     is_scored,
     parallel,
-    short,
     strengths,
 )
 from vbd.training.members import OUT_OF_FOLD, read_members
@@ -135,22 +134,55 @@ def _leaderboard(board: "Leaderboard", intervals: Intervals) -> Section:
 
 
 def _ensemble(run: str) -> list[Section]:
-    """What `ensemble.json` says, when the kept checkpoints were already fused."""
+    """What `ensemble.json` says, when the kept checkpoints were already fused; a field it lacks is left out."""
     location = storage.join(run, "ensemble.json")
     if not storage.exists(location):
         return []
     content = storage.read_json(location)
-    blocks: list[Table] = []
-    plain = [(name, short(value)) for name, value in content.items() if not isinstance(value, (dict, list))]
-    if plain:
-        blocks.append(Table("The ensemble", ("", "value"), plain))
-    for name, value in content.items():
-        if isinstance(value, dict):
-            blocks.append(Table(name, ("", "value"), [(key, short(item)) for key, item in value.items()]))
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            columns = list(dict.fromkeys(key for item in value for key in item))
-            blocks.append(Table(name, columns, [[short(item.get(key, "")) for key in columns] for item in value]))
-    return [Section("Ensemble", blocks)]
+    weights, singles = content.get("weights", {}), content.get("single_scores", {})
+    test = content.get("test", {})
+    rows: list[tuple[Cell, ...]] = [
+        (
+            name,
+            _score(weights, name),
+            _score(singles, name),
+            _score(test.get(name), METRIC),
+            _score(test.get(name), "map_40"),
+        )
+        for name in sorted(singles, key=lambda name: -(singles[name] or 0))
+    ]
+    fused = test.get("ensemble")
+    own = _score(content.get("out_of_fold"), METRIC)
+    rows.append(("ensemble", 1.0, own, _score(fused, METRIC), _score(fused, "map_40")))
+    columns = ("model", "weight", f"{METRIC} out of fold", f"{METRIC} test", "map_40 test")
+    blocks: list[str | Table] = [_gain(content.get("gain", {})), Table("The ensemble and its members", columns, rows)]
+    if fused:
+        names = list(test)
+        classes = [(c, *(_score(test[name].get("per_class"), c) for name in names)) for c in fused.get("per_class", {})]
+        blocks.append(Table("Average precision of each class on the test part", ("class", *names), classes))
+    return [Section("Ensemble", [block for block in blocks if block])]
+
+
+def _gain(gain: dict[str, Any]) -> str:
+    if not gain:
+        return ""
+    interval = gain["interval"]
+    meaning = {
+        "ensemble": "the ensemble is better",
+        "undecided": "which of the two is better cannot be told",
+        "single": "the single model is used alone",
+    }
+    return (
+        f"On images that nothing was chosen on, the ensemble reaches {METRIC} {_score(gain, 'fused'):.3f} and the best single "
+        f"model {_score(gain, 'single'):.3f}: a gain of {_score(interval, 'estimate'):.3f} (95 % interval "
+        f"{_score(interval, 'low'):.3f} to {_score(interval, 'high'):.3f}); {meaning.get(gain['verdict'], gain['verdict'])}."
+    )
+
+
+def _score(values: dict[str, Any] | None, name: str) -> float:
+    """A number of a JSON object; NaN when it is null or absent."""
+    value = (values or {}).get(name)
+    return math.nan if value is None else float(value)
 
 
 def _states(trials: Sequence[Trial]) -> Section:

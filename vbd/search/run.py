@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import signal
 import socket
@@ -30,7 +31,7 @@ from vbd.search.leaderboard import (
 )
 from vbd.search.schedule import METRIC, build_scheduler
 from vbd.search.space import describe, draw_configs, number_of_trials, optuna_space, trial_config
-from vbd.training.loop import TrainingFailed, train
+from vbd.training.loop import TrainingError, train
 
 
 def run_search(search: SearchConfig, *, data: str, storage_root: str, name: str, options: RunOptions) -> Leaderboard:
@@ -71,9 +72,8 @@ def _claim_run_folder(run: str, search: SearchConfig, dataset: PreparedDataset) 
             f"{run}: a search on dataset {theirs.get('dataset')}, not {mine['dataset']}; choose another --name"
         )
     if theirs.get("search") != mine["search"]:
-        raise InputError(
-            f"{run}: another search ({_difference(theirs.get('search', {}), mine['search'])}); choose another --name"
-        )
+        difference = _difference(theirs.get("search", {}), mine["search"])
+        raise InputError(f"{run}: another search ({difference}); choose another --name")
 
 
 def _difference(theirs: Any, mine: Any, path: str = "") -> str:
@@ -152,6 +152,7 @@ def _searcher(search: SearchConfig) -> Any:
 
 def run_trial(drawn: dict[str, Any], *, search: SearchConfig, location: str, options: RunOptions) -> None:
     """One trial, in a Ray worker. What no second attempt would mend is reported as failed; the rest is raised and retried."""
+    logging.getLogger("ray.train._internal.storage").setLevel(logging.WARNING)  # a line for every checkpoint
     config = trial_config(search, drawn)
     proof = {"config_hash": config_hash(config), "host": socket.gethostname(), "failed": ""}
 
@@ -162,7 +163,7 @@ def run_trial(drawn: dict[str, Any], *, search: SearchConfig, location: str, opt
     with earlier.as_directory() if earlier else nullcontext() as folder:
         try:
             train(config, open_dataset(location), options=options, report=report, resume_from=folder)
-        except (TrainingFailed, InputError) as error:
+        except (TrainingError, InputError) as error:
             reason = str(error).splitlines()[0]
             tune.report(proof | {METRIC: math.nan, "step": config.steps, "failed": reason})
 

@@ -24,7 +24,7 @@ from vbd.data.prepared import PreparedDataset, read_truths, to_detections
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.models import build_detector
-from vbd.records import Batch, Detections, Truth, detections_to_table
+from vbd.records import Batch, Detections, Target, Truth, detections_to_table
 from vbd.storage import join, stable_hash, write_table
 from vbd.training.checkpoint import load_tensors, read_info, write_checkpoint
 from vbd.training.members import OUT_OF_FOLD
@@ -32,7 +32,7 @@ from vbd.training.members import OUT_OF_FOLD
 Report = Callable[[dict[str, Any], Path | None], None]
 
 
-class TrainingFailed(Exception):
+class TrainingError(Exception):
     """A run that cannot go on, whoever tries again: no memory, or the loss is no number. The last checkpoint is kept."""
 
 
@@ -76,7 +76,7 @@ def train(
         try:
             losses.append(run.step(step, batch))
         except torch.OutOfMemoryError as error:
-            raise TrainingFailed(f"out of memory at step {step}: lower batch_size or image_size") from error
+            raise TrainingError(f"out of memory at step {step}: lower batch_size or image_size") from error
         seen += config.batch_size
         done = step + 1
         if done % config.report_every == 0 or done == config.steps:
@@ -151,17 +151,20 @@ class _Run:
         self.truths: list[Truth] = read_truths(dataset, config.fold)
 
     def step(self, step: int, batch: Batch) -> float:
-        """One optimiser step; returns the loss. Raises TrainingFailed when that is no number."""
+        """One optimiser step; returns the loss. Raises TrainingError when that is no number."""
         self.model.train()
         torch.manual_seed(stable_hash(f"{self.config.seed}/{step}/{self.ranks.rank}") >> 1)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.config)
         images = batch.images.to(self.device, non_blocking=True)
-        targets = [{name: value.to(self.device) for name, value in target.items()} for target in batch.targets]
+        targets = [
+            Target(boxes=target["boxes"].to(self.device), labels=target["labels"].to(self.device))
+            for target in batch.targets
+        ]
         with autocast(self.device, self.config):
             loss = self.model(images, targets)["loss"]
         if not torch.isfinite(loss):
-            raise TrainingFailed(f"the loss is {loss.item()} at step {step}; lower the learning rate")
+            raise TrainingError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)

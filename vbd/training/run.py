@@ -11,7 +11,7 @@ from vbd.config import RunOptions, TrainConfig, train_config_from
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import Detections
-from vbd.training.loop import Ranks, TrainingFailed, train
+from vbd.training.loop import Ranks, TrainingError, train
 from vbd.training.members import Member, write_members
 
 METRIC = "map_40_findings"
@@ -144,7 +144,7 @@ def _train_worker(task: dict[str, Any]) -> str:
                 resume_from=resume_from,
                 ranks=_ranks(),
             )
-        except TrainingFailed as error:
+        except TrainingError as error:
             return str(error)
     return ""
 
