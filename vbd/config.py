@@ -161,10 +161,10 @@ def smoke() -> SearchConfig:
     candidates = (
         (replace(common, detector="yolox", variant="nano", steps=600, report_every=150), (2e-3, 5e-3)),
         (
-            replace(common, detector="faster_rcnn", variant="mobilenet_v3_large_320", steps=400, report_every=100),
+            replace(common, detector="faster_rcnn", variant="mobilenet_v3_large_320", steps=320, report_every=80),
             (1e-3, 2.5e-3),
         ),
-        (replace(common, detector="efficientdet", variant="lite0", steps=400, report_every=100), (6e-3, 1.5e-2)),
+        (replace(common, detector="efficientdet", variant="lite0", steps=320, report_every=80), (6e-3, 1.5e-2)),
     )
     return SearchConfig(
         preset="smoke",
