@@ -11,6 +11,7 @@ def train(
     data: str,
     output: str,
     top: int = 1,
+    families: tuple[Literal["faster_rcnn", "yolox", "efficientdet"], ...] = (),
     folds: str = "all",
     steps: int | None = None,
     workers: int = 1,
@@ -25,6 +26,7 @@ def train(
         data: The prepared dataset of that search.
         output: Folder of the checkpoints, one for each fold, and of the manifest that jobs/ensemble.py reads.
         top: Configurations of each detector family.
+        families: Only these detector families.
         folds: all, or fold numbers separated by commas.
         steps: Optimiser steps, instead of the trial's.
         workers: Processes that share each batch.
@@ -36,7 +38,7 @@ def train(
     from vbd.search.leaderboard import best_configs
     from vbd.training.run import parse_folds, train_folds
 
-    configs = best_configs(run, top=top, steps=steps, precision=precision)
+    configs = best_configs(run, top=top, families=families, steps=steps, precision=precision)
     options = RunOptions(device="cuda" if gpu else "cpu", loader_workers=loader_workers)
     connect()
     numbers = parse_folds(folds, data)

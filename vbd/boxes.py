@@ -71,7 +71,8 @@ def resize_transform(original_hw: tuple[int, int], image_size: int, mode: Resize
     if mode == "stretch":
         return np.array([image_size / width, image_size / height]), np.zeros(2)
     scale = image_size / max(height, width)
-    offset = (image_size - scale * np.array([width, height])) / 2
+    # The longer side may come out a rounding error longer than the square: its offset is 0, not -1.
+    offset = np.maximum(image_size - scale * np.array([width, height]), 0) / 2
     return np.array([scale, scale]), np.floor(offset)
 
 

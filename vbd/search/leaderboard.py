@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vbd import storage
-from vbd.config import Precision, TrainConfig, config_hash, train_config_from, with_steps
+from vbd.config import Family, Precision, TrainConfig, config_hash, train_config_from, with_steps
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.training.checkpoint import read_info
@@ -138,7 +138,12 @@ def keep_best(run: str, board: Leaderboard, *, per_family: int) -> list[Member]:
 
 
 def best_configs(
-    run: str, *, top: int, steps: int | None = None, precision: Precision | None = None
+    run: str,
+    *,
+    top: int,
+    families: Sequence[Family] = (),
+    steps: int | None = None,
+    precision: Precision | None = None,
 ) -> dict[str, TrainConfig]:
     """The best `top` configurations of each family by `<family>-<rank>`, to be trained again on every fold.
 
@@ -149,6 +154,8 @@ def best_configs(
     chosen: dict[str, TrainConfig] = {}
     for trial in read_leaderboard(run).trials:
         config = trial.config
+        if families and config.detector not in families:
+            continue
         same = [other for other in chosen.values() if replace(other, seed=config.seed) == config]
         rank = 1 + sum(name.startswith(f"{config.detector}-") for name in chosen)
         if not math.isnan(trial.score) and not same and rank <= top:

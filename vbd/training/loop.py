@@ -60,7 +60,7 @@ def train(
     ranks = ranks or Ranks()
     if config.batch_size < ranks.world:
         raise InputError(f"batch_size {config.batch_size} is less than one image for each of {ranks.world} workers")
-    run = _Run(config, dataset, device=choose_device(options), threads=options.threads, ranks=ranks)
+    run = TrainingRun(config, dataset, device=choose_device(options), threads=options.threads, ranks=ranks)
     first_step = run.resume(resume_from) if resume_from else 0
     batches = training_batches(
         dataset,
@@ -131,7 +131,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             assert_never(config.optimizer)
 
 
-class _Run:
+class TrainingRun:
     """What changes while a run trains: weights, their running mean, optimiser."""
 
     def __init__(
