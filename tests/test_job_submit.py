@@ -38,12 +38,13 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",
     }
     environment.pop("RAY_ADDRESS", None)
-    port = _free_port()
+    # Every port is our own: another Ray on this machine may hold the defaults.
+    port, agent_port = _free_port(), _free_port()
     process = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={_free_port()}", f"--temp-dir={folder}/ray"),
             *(f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", "--object-store-memory=200000000"),
-            f"--ray-client-server-port={_free_port()}",
+            *(f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={agent_port}"),
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -53,6 +54,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{address}/api/jobs/")
+        _wait_for(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz")  # the agent is what starts a job
         yield address, environment
     finally:
         process.send_signal(signal.SIGTERM)  # with --block it ends everything that it started

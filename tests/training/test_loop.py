@@ -92,8 +92,9 @@ def test_no_running_mean_and_sgd_and_bf16_train_too(prepared: str, tmp_path: Pat
     assert math.isfinite(metrics["loss"])
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(prepared: str, tmp_path: Path) -> None:
-    config = _of("yolox", learning_rate=1e18, warmup_steps=0, optimizer="sgd", grad_clip=1e18, steps=30, report_every=1)
+@pytest.mark.parametrize("family", ["yolox", "faster_rcnn", "efficientdet"])
+def test_a_loss_that_is_no_number_ends_the_run_with_its_reason(family: Family, prepared: str) -> None:
+    config = _of(family, learning_rate=1e18, warmup_steps=0, optimizer="sgd", grad_clip=1e18, steps=30, report_every=1)
     with pytest.raises(TrainingError, match="lower the learning rate"):
         train(config, open_dataset(prepared), options=CPU, report=lambda *_: None)
 

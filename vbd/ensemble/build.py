@@ -186,19 +186,19 @@ def _test_scores(
 
 def _summary(result: EnsembleResult, dataset: PreparedDataset) -> str:
     gain, singles = result.gain, result.selection.single_scores
-    kind = "synthetic data" if dataset.synthetic else "out of fold"
-    lines = [f"map_40_findings ({kind})     weight  out of fold" + ("    test" if result.test else "")]
+    title = "map_40_findings" + (" (synthetic data)" if dataset.synthetic else "")
+    lines = [f"{title:32s}  weight  validation" + ("    test" if result.test else "")]
     rows = [*((name, result.recipe.weights.get(name, 0.0), score) for name, score in singles.items())]
     rows.append(("ensemble", 1.0, result.out_of_fold.map_40_findings))
     for name, weight, score in rows:
         test = f"  {result.test[name].map_40_findings:.4f}" if result.test else ""
-        lines.append(f"  {name:30s}  {weight:6.2f}  {score:11.4f}{test}")
+        lines.append(f"  {name:30s}  {weight:6.2f}  {score:10.4f}{test}")
     lines.append(
-        f"on images that took no part in choosing: ensemble {gain.fused:.4f}, best single {gain.single:.4f}, "
+        f"validation chose members and weights; on images that took no part: ensemble {gain.fused:.4f}, best single {gain.single:.4f}, "
         f"gain {gain.gain.estimate:+.4f} (95 % interval {gain.gain.low:+.4f} to {gain.gain.high:+.4f}): {_VERDICTS[gain.verdict]}"
     )
     lines.append(
-        f"map_40 with No finding: out of fold {result.out_of_fold.map_40:.4f}"
+        f"map_40 with No finding: validation {result.out_of_fold.map_40:.4f}"
         + (f", test {result.test['ensemble'].map_40:.4f}" if result.test else "")
     )
     lines.append(f"submission   {result.output} (checked)")

@@ -59,6 +59,9 @@ class YOLOX(nn.Module):
 
     def _losses(self, boxes: Tensor, logits: Tensor, targets: list[Target], *, anchors: Tensor) -> dict[str, Tensor]:
         head = self.network.head
+        if not (torch.isfinite(boxes).all() and torch.isfinite(logits).all()):
+            # The assignment would raise an error of its own; the loop knows what a loss that is no number means.
+            return {"loss": (boxes.sum() + logits.sum()) * float("nan")}
         is_positive = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         true_boxes, true_classes = [boxes.new_zeros((0, 4))], [boxes.new_zeros((0, head.num_classes))]
         for image, target in enumerate(targets):
