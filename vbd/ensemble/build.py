@@ -194,7 +194,8 @@ def _summary(result: EnsembleResult, dataset: PreparedDataset) -> str:
         test = f"  {result.test[name].map_40_findings:.4f}" if result.test else ""
         lines.append(f"  {name:30s}  {weight:6.2f}  {score:10.4f}{test}")
     lines.append(
-        f"validation chose members and weights; on images that took no part: ensemble {gain.fused:.4f}, best single {gain.single:.4f}, "
+        "validation chose members and weights; on images that took no part: "
+        f"ensemble {gain.fused:.4f}, best single {gain.single:.4f}, "
         f"gain {gain.gain.estimate:+.4f} (95 % interval {gain.gain.low:+.4f} to {gain.gain.high:+.4f}): {_VERDICTS[gain.verdict]}"
     )
     lines.append(
