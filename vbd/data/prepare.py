@@ -37,6 +37,7 @@ Entry = dict[
     str, Any
 ]  # one image of the plan: image_id, path, fold, original_hw or None, boxes, labels, readers, rad_ids
 Reject = dict[str, Any]  # REJECT_COLUMNS
+_SECONDS_BETWEEN_LINES = 2
 
 
 def prepare(source: str, output: str, config: PrepareConfig, *, overwrite: bool = False) -> PreparedDataset:
@@ -144,10 +145,17 @@ def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config
         _write_shard, fn_kwargs={"output": storage.absolute(output), "config": config}, num_cpus=1
     )
     images = rejects = 0
+    told = started
     for result in results.iter_rows():
         images, rejects = images + result["images"], rejects + result["rejects"]
-        rate = images / (time.monotonic() - started)
-        print(f"prepare: {images}/{total} images, {rate:.0f} images/s, {rejects} refused", flush=True)
+        now = time.monotonic()
+        if now - told >= _SECONDS_BETWEEN_LINES or images + rejects >= total:
+            told, rate = now, images / (now - started)
+            left = (total - images) / rate
+            print(
+                f"prepare: {images}/{total} images, {rate:.0f} images/s, {rejects} refused, {left:.0f} s left",
+                flush=True,
+            )
 
 
 def _write_shard(task: dict[str, Any], *, output: str, config: PrepareConfig) -> dict[str, int]:
