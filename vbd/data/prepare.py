@@ -144,10 +144,10 @@ def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config
     results = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         _write_shard, fn_kwargs={"output": storage.absolute(output), "config": config}, num_cpus=1
     )
-    images = rejects = 0
+    seen = rejects = 0
     told = started
     for result in results.iter_rows():
-        images, rejects = images + result["images"], rejects + result["rejects"]
+        seen, rejects = seen + result["images"], rejects + result["rejects"]
         now = time.monotonic()
         if now - told >= _SECONDS_BETWEEN_LINES or images + rejects >= total:
             told, rate = now, images / (now - started)
@@ -164,14 +164,14 @@ def _write_shard(task: dict[str, Any], *, output: str, config: PrepareConfig) ->
     import pyarrow as pa
 
     cv2.setNumThreads(0)  # one core per Ray task
-    rows, rejects = [], []
-    for entry in json.loads(task["entries"]):
+    entries, rows, rejects = json.loads(task["entries"]), [], []
+    for entry in entries:
         row, refused = _prepare_image(entry, output, config)
         rows += [row] if row else []
         rejects += refused
     table = pa.Table.from_pylist(rows, schema=_shard_schema()).replace_schema_metadata({"rejects": json.dumps(rejects)})
     storage.write_table(storage.join(output, "shards", task["shard"]), table)
-    return {"images": len(rows), "rejects": len(rejects)}
+    return {"images": len(entries), "rejects": len(rejects)}
 
 
 def _shard_schema() -> "pa.Schema":
