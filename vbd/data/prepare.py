@@ -149,12 +149,11 @@ def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config
     for result in results.iter_rows():
         seen, rejects = seen + result["images"], rejects + result["rejects"]
         now = time.monotonic()
-        if now - told >= _SECONDS_BETWEEN_LINES or images + rejects >= total:
-            told, rate = now, images / (now - started)
-            left = (total - images) / rate
+        if now - told >= _SECONDS_BETWEEN_LINES or seen == total:
+            told, rate = now, seen / (now - started)
+            left = (total - seen) / rate
             print(
-                f"prepare: {images}/{total} images, {rate:.0f} images/s, {rejects} refused, {left:.0f} s left",
-                flush=True,
+                f"prepare: {seen}/{total} images, {rate:.0f} images/s, {rejects} refused, {left:.0f} s left", flush=True
             )
 
 
