@@ -61,6 +61,7 @@ def test_a_job_may_return_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
     ("command", "told"),
     [
         (["prepare.py", "--source", "/nowhere", "--output", "x"], "/nowhere"),
+        (["prepare.py", "--source", "/nowhere", "--output", "x", "--image-size", "0"], "--image-size 0"),
         (["tune.py", "fast"], "fast"),
         (["tune.py", "smoke", "--data", "/nowhere"], "/nowhere"),
         (["tune.py", "study"], "--data"),

@@ -6,7 +6,9 @@ import pytest
 from vbd.config import (
     FAMILIES,
     VARIANTS,
+    PrepareConfig,
     TrainConfig,
+    check_prepare_config,
     check_train_config,
     config_hash,
     override,
@@ -74,6 +76,21 @@ def test_override_scales_reports_and_warm_up_with_the_steps() -> None:
 
 def test_override_without_arguments_changes_nothing() -> None:
     assert override(preset_of("study")) == preset_of("study")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"image_size": 0}, "--image-size 0"),
+        ({"fusion_iou": 1.0}, "--fusion-iou 1.0"),
+        ({"num_folds": 1}, "--folds 1"),
+        ({"shard_size": 0}, "--shard-size 0"),
+    ],
+)
+def test_options_that_no_dataset_can_be_prepared_with(fields: dict, told: str) -> None:
+    check_prepare_config(PrepareConfig())
+    with pytest.raises(InputError, match=told):
+        check_prepare_config(PrepareConfig(**fields))
 
 
 def test_override_refuses_nonsense() -> None:

@@ -101,3 +101,9 @@ def test_the_stable_hash_is_the_same_on_every_machine() -> None:
 def test_an_unknown_scheme_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot open this store"):
         storage.filesystem("nowhere://bucket/x")
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        storage.write_bytes(str(tmp_path / "file" / "below"), b"1")

@@ -137,6 +137,19 @@ class SearchConfig:
     seed: int = 0
 
 
+def check_prepare_config(config: PrepareConfig) -> None:
+    """Raises InputError for the first option that no dataset can be prepared with."""
+    rules = (
+        ("image-size", config.image_size, 8 <= config.image_size <= 8192, "8 to 8192 pixels"),
+        ("fusion-iou", config.fusion_iou, 0 < config.fusion_iou < 1, "between 0 and 1"),
+        ("folds", config.num_folds, config.num_folds >= 2, "2 or more"),
+        ("shard-size", config.shard_size, config.shard_size >= 1, "1 or more"),
+    )
+    for name, value, is_good, wanted in rules:
+        if not is_good:
+            raise InputError(f"--{name} {value}: want {wanted}")
+
+
 Preset = Literal["smoke", "study", "search"]
 
 

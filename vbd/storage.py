@@ -90,7 +90,7 @@ def read_bytes(location: str) -> bytes:
 def write_bytes(location: str, data: bytes) -> None:
     """Writes a file whole: to a temporary name, then renamed. Makes the folders above it."""
     files, path = filesystem(location)
-    with _full_disk_told(location):
+    with _faults_told(location):
         if not is_local(location):  # a PUT to an object store is atomic by itself
             with files.open_output_stream(path) as stream:
                 stream.write(data)
@@ -159,7 +159,7 @@ def copy_folder(source: str, target: str) -> None:
 
     source_files, source_path = filesystem(source)
     target_files, target_path = filesystem(target)
-    with _full_disk_told(target):
+    with _faults_told(target):
         delete_folder(target)
         target_files.create_dir(target_path, recursive=True)
         fs.copy_files(source_path, target_path, source_filesystem=source_files, destination_filesystem=target_files)
@@ -193,15 +193,13 @@ def stable_hash(text: str) -> int:
 
 
 @contextlib.contextmanager
-def _full_disk_told(location: str) -> Iterator[None]:
+def _faults_told(location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{location}: no space left on the device; free some or choose another folder") from error
-        if isinstance(error, PermissionError):
-            raise InputError(f"{location}: no permission to write here; choose another folder") from error
-        raise
+        raise InputError(f"{location}: cannot be written ({_first_line(error)}); choose another place") from error
 
 
 def _without_nan(value: Any) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 
 from vbd import storage
 from vbd.boxes import EMPTY, as_boxes, clip, has_area, to_prepared
-from vbd.config import PrepareConfig
+from vbd.config import PrepareConfig, check_prepare_config
 from vbd.data.coco import LabelledImage, select_folds, to_coco
 from vbd.data.folds import assign_folds
 from vbd.data.images import encode_png, prepare_pixels
@@ -46,6 +46,7 @@ def prepare(source: str, output: str, config: PrepareConfig, *, overwrite: bool 
     Does nothing when `output` already holds the same dataset, goes on when it holds an unfinished part of it, and raises
     InputError when it holds another one and `overwrite` is not set.
     """
+    check_prepare_config(config)
     found = read_source(source)
     print(f"{source}: {found.kind}, {len(found.images)} images, {len(found.readings)} boxes", flush=True)
     fingerprint = _fingerprint(found, config)

@@ -110,6 +110,8 @@ def write_predictions(
 
     Writes `detections.parquet` and `rejects.csv`; returns how many images were read and how many refused.
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: want 1 or more")
     read_info(checkpoint)  # told before a cluster is busy
     is_prepared = storage.exists(storage.join(images, "dataset.json"))
     items = images_of_part(open_dataset(images), parse_part(part)) if is_prepared else images_in_folder(images)

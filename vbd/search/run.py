@@ -40,6 +40,8 @@ def run_search(search: SearchConfig, *, data: str, storage_root: str, name: str,
     Writes the leaderboard and the kept checkpoints to `<storage_root>/<name>`. Raises InputError when that folder belongs to
     another search or another dataset.
     """
+    if not storage.is_safe_id(name):
+        raise InputError(f"--name {name!r}: want letters, digits, and . _ - only, no path")
     dataset = open_dataset(data)
     run = storage.join(storage.absolute(storage_root), name)
     _claim_run_folder(run, search, dataset)

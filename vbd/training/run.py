@@ -46,6 +46,8 @@ def train_folds(
 
     `configs` maps the name of a member to its configuration. Runs that are finished are not run again.
     """
+    if workers < 1:
+        raise InputError(f"--workers {workers}: want 1 or more")
     dataset = open_dataset(data)
     root = storage.absolute(output)
     members = []
