@@ -13,7 +13,7 @@ from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import detections_from_table
-from vbd.training.checkpoint import load_detector, load_tensors, read_info
+from vbd.training.checkpoint import load_detector, load_tensors, read_info, whole_checkpoints
 from vbd.training.loop import TrainingError, build_optimizer, choose_device, learning_rate_at, train
 
 CPU = RunOptions(device="cpu")
@@ -128,6 +128,21 @@ def test_a_broken_checkpoint_is_refused_in_one_line(prepared: str, tmp_path: Pat
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match="not a checkpoint"):
         read_info(str(folder))
+
+
+def test_only_whole_checkpoints_are_gone_on_with(prepared: str, tmp_path: Path) -> None:
+    assert whole_checkpoints(str(tmp_path / "nothing")) == []
+    train(_of("yolox"), open_dataset(prepared), options=CPU, report=_Reports(tmp_path))
+    for number, step in enumerate(("2", "4")):
+        (tmp_path / step).rename(tmp_path / f"checkpoint_00000{number}")
+    older, newer = str(tmp_path / "checkpoint_000000"), str(tmp_path / "checkpoint_000001")
+    (tmp_path / "checkpoint_000002").mkdir()
+    assert whole_checkpoints(str(tmp_path)) == [older, newer]
+    state = Path(newer, "state.pt").read_bytes()
+    Path(newer, "state.pt").write_bytes(state[: len(state) // 2])
+    assert whole_checkpoints(str(tmp_path)) == [older]
+    Path(older, "out_of_fold.parquet").unlink()
+    assert whole_checkpoints(str(tmp_path)) == []
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from vbd.search.leaderboard import (
 )
 from vbd.search.schedule import METRIC, build_scheduler
 from vbd.search.space import describe, draw_configs, number_of_trials, optuna_space, trial_config
+from vbd.training.checkpoint import read_info, whole_checkpoints
 from vbd.training.loop import TrainingError, train
 
 
@@ -49,7 +50,7 @@ def run_search(search: SearchConfig, *, data: str, storage_root: str, name: str,
     tuner = _tuner(search, dataset, run=run, options=options)
     with _stop_on_sigterm() as stopped:
         results = tuner.fit()
-    trials = [prove(_trial(search, result)) for result in results]
+    trials = [prove(_trial(search, result, run)) for result in results]
     board = Leaderboard(search.preset, dataset.fingerprint, dataset.synthetic, ranked(trials))
     write_leaderboard(run, board)
     print(format_leaderboard(board), flush=True)
@@ -96,7 +97,7 @@ def _difference(theirs: Any, mine: Any, path: str = "") -> str:
 
 def _tuner(search: SearchConfig, dataset: PreparedDataset, *, run: str, options: RunOptions) -> tune.Tuner:
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, search=search, location=dataset.location, options=options),
+        tune.with_parameters(run_trial, search=search, location=dataset.location, run=run, options=options),
         {"cpu": search.cpus_per_trial, "gpu": _gpus_per_trial(search, options)},
     )
     files, path = storage.filesystem(storage.join(run, "tune"))
@@ -152,7 +153,7 @@ def _searcher(search: SearchConfig) -> Any:
     return ConcurrencyLimiter(searcher, max_concurrent=max(1, number_of_trials(search) // 4))
 
 
-def run_trial(drawn: dict[str, Any], *, search: SearchConfig, location: str, options: RunOptions) -> None:
+def run_trial(drawn: dict[str, Any], *, search: SearchConfig, location: str, run: str, options: RunOptions) -> None:
     """One trial, in a Ray worker. What no second attempt would mend is reported as failed; the rest is raised and retried."""
     logging.getLogger("ray.train._internal.storage").setLevel(logging.WARNING)  # a line for every checkpoint
     config = trial_config(search, drawn)
@@ -161,46 +162,65 @@ def run_trial(drawn: dict[str, Any], *, search: SearchConfig, location: str, opt
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
         tune.report(metrics | proof, checkpoint=tune.Checkpoint.from_directory(str(folder)))
 
-    earlier = tune.get_checkpoint()
-    with earlier.as_directory() if earlier else nullcontext() as folder:
-        try:
-            train(config, open_dataset(location), options=options, report=report, resume_from=folder)
-        except (TrainingError, InputError) as error:
-            reason = str(error).splitlines()[0]
-            tune.report(proof | {METRIC: math.nan, "step": config.steps, "failed": reason})
+    # The newest on disk: the driver's journal may be older, and may name a checkpoint that has been pruned since.
+    earlier = whole_checkpoints(_trial_folder(run, tune.get_context().get_trial_id()))
+    done = read_info(earlier[-1]) if earlier else None
+    if done is not None and done.step == config.steps:  # killed after its last checkpoint, before that was told
+        tune.report(done.metrics | proof)
+        return
+    try:
+        train(
+            config,
+            open_dataset(location),
+            options=options,
+            report=report,
+            resume_from=earlier[-1] if earlier else None,
+        )
+    except (TrainingError, InputError) as error:
+        reason = str(error).splitlines()[0]
+        tune.report(proof | {METRIC: math.nan, "step": config.steps, "failed": reason})
 
 
-def _trial(search: SearchConfig, result: Any) -> Trial:
-    """A trial from Tune's result: its best report, and the checkpoint of that report."""
+def _trial_folder(run: str, trial_id: str) -> str:
+    return storage.join(run, "tune", f"trial-{trial_id}")
+
+
+def _trial(search: SearchConfig, result: Any, run: str) -> Trial:
+    """A trial from Tune's result and from the disk: the best checkpoint there, and the report that it carries."""
     config = trial_config(search, result.config)
     frame = result.metrics_dataframe
     history = [] if frame is None else frame.drop_duplicates("step", keep="last").to_dict("records")
     reports = [_plain(row) for row in history]
     last = reports[-1] if reports else {}
-    best = max(result.best_checkpoints, key=lambda pair: pair[1][METRIC], default=None)
-    if result.error is not None:
-        status, reason = "failed", (str(result.error).strip().splitlines() or ["unknown"])[-1]
-    elif last.get("failed"):
-        status, reason = "failed", last["failed"]
-    elif last.get("step") == config.steps:
-        status, reason = "finished", ""
-    elif result.metrics and result.metrics.get("done"):
-        status, reason = "stopped", ""
-    else:
-        status, reason = "unfinished", ""
-    failed = status == "failed" or best is None
+    trial_id = Path(result.path).name.removeprefix("trial-")
+    status, reason = _outcome(result, last, config)
+    found = [(folder, read_info(folder)) for folder in whole_checkpoints(_trial_folder(run, trial_id))]
+    # A fold without findings has no score: null in the checkpoint.
+    folder, best = max(found, key=lambda pair: pair[1].metrics[METRIC] or 0.0, default=("", None))
+    score = None if best is None or status == "failed" else best.metrics[METRIC]
     return Trial(
-        trial_id=Path(result.path).name.removeprefix("trial-"),
+        trial_id=trial_id,
         config=config,
         config_hash=last.get("config_hash", config_hash(config)),
-        score=math.nan if failed or best is None else float(best[1][METRIC]),
-        steps=int(last.get("step", 0)) if best is None else int(best[1]["step"]),
-        checkpoint="" if best is None else _location(best[0]),
+        score=math.nan if score is None else score,
+        steps=int(last.get("step", 0)) if best is None else best.step,
+        checkpoint=folder,
         status=status,
         reason=reason,
         metrics=last,
         history=reports,
     )
+
+
+def _outcome(result: Any, last: dict[str, Any], config: TrainConfig) -> tuple[str, str]:
+    """How a trial ended, and why if it failed; `last` is its last report."""
+    if result.error is not None:
+        return "failed", (str(result.error).strip().splitlines() or ["unknown"])[-1]
+    if last.get("failed"):
+        return "failed", last["failed"]
+    if last.get("step") == config.steps:
+        return "finished", ""
+    return ("stopped" if result.metrics and result.metrics.get("done") else "unfinished"), ""
 
 
 _REPORTED = (
@@ -212,13 +232,6 @@ _REPORTED = (
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """What we reported, without Tune's own columns, as JSON values."""
     return {name: row[name].item() if hasattr(row[name], "item") else row[name] for name in _REPORTED if name in row}
-
-
-def _location(checkpoint: Any) -> str:
-    """A checkpoint's path or URI: Tune keeps the scheme in the file system."""
-    if isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem):
-        return checkpoint.path
-    return f"{checkpoint.filesystem.type_name}://{checkpoint.path}"
 
 
 @contextmanager

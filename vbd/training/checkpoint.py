@@ -5,9 +5,11 @@
 """
 
 import dataclasses
+import io
 import pickle
 import shutil
 import uuid
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.models import build_detector
+from vbd.training.members import OUT_OF_FOLD
 
 SCHEMA = 1
 
@@ -103,13 +106,32 @@ def read_info(folder: str) -> CheckpointInfo:
 
 def load_tensors(path: str) -> dict[str, Any]:
     """A file of tensors and plain values; code in it is never run. Raises InputError when it is broken or holds code."""
-    import io
-
     try:
         return torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(f"{path}: truncated or not a file of weights ({reason}); use another checkpoint") from None
+
+
+def whole_checkpoints(folder: str) -> list[str]:
+    """The finished checkpoints directly below a folder, by name, the newest last.
+
+    A process that is killed leaves folders that were half copied, and a journal that names folders which are gone: what
+    can be loaded is asked of the disk.
+    """
+    names = [storage.join(folder, name) for name in storage.list_names(folder) if name.startswith("checkpoint_")]
+    return [name for name in names if _is_whole(name)]
+
+
+def _is_whole(folder: str) -> bool:
+    try:
+        read_info(folder)
+        storage.read_table(storage.join(folder, OUT_OF_FOLD), ["image_id"])
+        files = [storage.read_bytes(storage.join(folder, name)) for name in ("model.pt", "state.pt")]
+    except InputError:
+        return False
+    # torch writes zip archives, whose directory stands at the end: a truncated one has none.
+    return all(zipfile.is_zipfile(io.BytesIO(data)) for data in files)
 
 
 def load_detector(folder: str) -> tuple[nn.Module, CheckpointInfo]:
