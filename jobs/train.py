@@ -38,7 +38,7 @@ def train(
     from vbd.search.leaderboard import best_configs
     from vbd.training.run import parse_folds, train_folds
 
-    configs = best_configs(run, top=top, families=families, steps=steps, precision=precision)
+    configs = best_configs(run, data, top=top, families=families, steps=steps, precision=precision)
     options = RunOptions(device="cuda" if gpu else "cpu", loader_workers=loader_workers)
     connect()
     numbers = parse_folds(folds, data)

@@ -263,9 +263,10 @@ def override(
     gpus_per_trial: float | None = None,
 ) -> SearchConfig:
     """A search with some fields replaced, for all of its families; None leaves the preset's value."""
-    for name, value in (("steps", steps), ("trials", trials)):
-        if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: want 1 or more")
+    least = (("steps", steps, 1), ("trials", trials, 1), ("seed", seed, 0), ("gpus-per-trial", gpus_per_trial, 0))
+    for name, value, bound in least:
+        if value is not None and value < bound:
+            raise InputError(f"--{name} {value}: want {bound} or more")
     candidates = []
     for candidate in search.candidates:
         base = replace(candidate.base, seed=seed)

@@ -6,3 +6,7 @@ class InputError(Exception):
 
     Jobs print it as one line and exit with code 2; it never shows a traceback.
     """
+
+
+class StoreError(InputError):
+    """A file that may be fine but cannot be read now: a store out of reach, no permission. It says nothing of the file."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,10 @@ def list_names(location: str) -> list[str]:
     from pyarrow.fs import FileSelector
 
     files, path = filesystem(location)
-    found = files.get_file_info(FileSelector(path, recursive=False, allow_not_found=True))
+    try:
+        found = files.get_file_info(FileSelector(path, recursive=False, allow_not_found=True))
+    except OSError as error:
+        raise InputError(f"{location}: not a folder that can be listed ({_first_line(error)})") from error
     return sorted(info.base_name for info in found)
 
 
@@ -84,7 +87,7 @@ def read_bytes(location: str) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{location}: no such file") from None
     except OSError as error:
-        raise InputError(f"{location}: cannot be read ({_first_line(error)})") from error
+        raise StoreError(f"{location}: cannot be read ({_first_line(error)})") from error
 
 
 def write_bytes(location: str, data: bytes) -> None:
@@ -113,6 +116,14 @@ def read_json(location: str) -> Any:
         return json.loads(read_bytes(location))
     except ValueError as error:
         raise InputError(f"{location}: not valid JSON ({_first_line(error)})") from None
+
+
+def read_object(location: str) -> dict[str, Any]:
+    """A JSON file that holds an object; raises InputError when it holds anything else."""
+    value = read_json(location)
+    if not isinstance(value, dict):
+        raise InputError(f"{location}: holds a JSON {type(value).__name__}, want an object; was it written by vbd?")
+    return value
 
 
 def write_json(location: str, value: Any) -> None:
@@ -154,15 +165,18 @@ def write_table(location: str, table: "pa.Table") -> None:
 
 
 def copy_folder(source: str, target: str) -> None:
-    """Copies a folder to another location, replacing what lies there."""
+    """Copies a folder to another location, replacing what lies there; on a disk, whole or not at all."""
     from pyarrow import fs
 
     source_files, source_path = filesystem(source)
     target_files, target_path = filesystem(target)
+    written = f"{target_path}.{uuid.uuid4().hex[:8]}.tmp" if is_local(target) else target_path
     with _faults_told(target):
-        delete_folder(target)
-        target_files.create_dir(target_path, recursive=True)
-        fs.copy_files(source_path, target_path, source_filesystem=source_files, destination_filesystem=target_files)
+        target_files.create_dir(written, recursive=True)
+        fs.copy_files(source_path, written, source_filesystem=source_files, destination_filesystem=target_files)
+        if written != target_path:
+            delete_folder(target)
+            os.replace(written, target_path)
 
 
 def delete_folder(location: str) -> None:
@@ -170,6 +184,13 @@ def delete_folder(location: str) -> None:
     files, path = filesystem(location)
     with contextlib.suppress(FileNotFoundError):
         files.delete_dir(path)
+
+
+def delete_file(location: str) -> None:
+    """Removes a file; nothing happens when there is none."""
+    files, path = filesystem(location)
+    with contextlib.suppress(FileNotFoundError):
+        files.delete_file(path)
 
 
 def need_space(location: str, wanted_bytes: int) -> None:

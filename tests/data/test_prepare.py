@@ -143,3 +143,69 @@ def test_a_dataset_of_another_schema_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_fold_is_refused(prepared: str) -> None:
     with pytest.raises(InputError, match="no fold 7; it has folds 0 to 2"):
         read_truths(open_dataset(prepared), 7)
+
+
+@pytest.mark.parametrize("place", [".", "below", ".."])
+def test_the_raw_data_are_never_written_to(place: str, phantom: Path, ray_session: None) -> None:
+    before = sorted(path.name for path in phantom.iterdir())
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="same place as the raw data"):
+            prepare(str(phantom), str(phantom / place), CONFIG, overwrite=overwrite)
+    assert sorted(path.name for path in phantom.iterdir()) == before
+
+
+def test_a_folder_of_somebody_else_is_left_alone(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        prepare(str(phantom), str(tmp_path), CONFIG)
+    with pytest.raises(InputError, match="holds other files"):
+        prepare(str(phantom), str(tmp_path), CONFIG, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_shards_of_another_plan_and_broken_ones_are_written_anew(
+    phantom: Path, ray_session: None, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    wanted = prepare(str(phantom), str(tmp_path / "wanted"), CONFIG)
+    prepare(str(phantom), str(out), PrepareConfig(image_size=32, num_folds=3, shard_size=16))
+    (out / "dataset.json").unlink()
+    (out / "plan.json").write_bytes((tmp_path / "wanted" / "plan.json").read_bytes())
+    broken = out / "shards" / "shard-00000.parquet"
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert prepare(str(phantom), str(out), CONFIG).fingerprint == wanted.fingerprint
+    assert _bytes_of(str(out)) == _bytes_of(str(tmp_path / "wanted"))
+
+
+def test_a_dataset_without_any_finding_left_is_no_dataset(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(phantom, raw)
+    for film in (raw / "train").iterdir():
+        film.write_bytes(b"junk")
+    with pytest.raises(InputError, match="no image with a finding is left"):
+        prepare(str(raw), str(tmp_path / "out"), CONFIG)
+    assert len(pd.read_csv(tmp_path / "out" / "rejects.csv")) == 60
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_a_test_image_that_nobody_asks_for_is_told(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(phantom, raw)
+    film = next((raw / "test").iterdir())
+    shutil.copy(film, raw / "test" / f"extra{film.suffix}")
+    dataset = prepare(str(raw), str(tmp_path / "out"), CONFIG)
+    assert set(image_sizes(dataset, "test")) == set(sample_submission_ids(dataset))
+    assert "not listed in sample_submission.csv" in (tmp_path / "out" / "rejects.csv").read_text()
+
+
+def test_mended_files_give_another_fingerprint(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(phantom, raw)
+    film = next((raw / "train").iterdir())
+    whole = film.read_bytes()
+    film.write_bytes(bytes(len(whole)))
+    first = prepare(str(raw), str(tmp_path / "out"), CONFIG)
+    film.write_bytes(whole)
+    second = prepare(str(raw), str(tmp_path / "out"), CONFIG, overwrite=True)
+    assert second.counts["train_images"] == first.counts["train_images"] + 1
+    assert second.fingerprint != first.fingerprint

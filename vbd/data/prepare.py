@@ -6,12 +6,14 @@ stopped goes on where it was. The JSON files are merged from the shards at the e
 depends on the sorted image ids alone, so the bytes are the same whatever the number of workers.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from vbd.data.images import encode_png, prepare_pixels
 from vbd.data.prepared import SCHEMA, TEST_FOLD, PreparedDataset, open_dataset
 from vbd.data.readers import fuse_readers
 from vbd.data.sources import Source, read_source
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
 from vbd.records import REJECT_COLUMNS
 
@@ -49,15 +51,18 @@ def prepare(source: str, output: str, config: PrepareConfig, *, overwrite: bool 
     check_prepare_config(config)
     found = read_source(source)
     print(f"{source}: {found.kind}, {len(found.images)} images, {len(found.readings)} boxes", flush=True)
-    fingerprint = _fingerprint(found, config)
-    if _is_up_to_date(output, fingerprint, overwrite=overwrite):
+    plan = _fingerprint(found, config)
+    _keep_apart(source, output)
+    if overwrite:
+        _clear(output)
+    if _is_up_to_date(output, plan):
         print(f"{output}: up to date", flush=True)
         return open_dataset(output)
     storage.need_space(output, 3 * len(found.images) * config.image_size**2 // 2)
     shards = _plan(found, config)
-    storage.write_json(storage.join(output, "plan.json"), {"fingerprint": fingerprint})
-    _write_shards(shards, output, config)
-    return _publish(found, output, config, shard_names=[name for name, _ in shards], fingerprint=fingerprint)
+    storage.write_json(storage.join(output, "plan.json"), {"plan": plan})
+    _write_shards(shards, output, config, plan=plan)
+    return _publish(found, output, config, shard_names=[name for name, _ in shards], plan=plan)
 
 
 def _fingerprint(found: Source, config: PrepareConfig) -> str:
@@ -65,19 +70,32 @@ def _fingerprint(found: Source, config: PrepareConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_up_to_date(output: str, fingerprint: str, *, overwrite: bool) -> bool:
-    """Whether the folder holds this very dataset; clears it when the user lets a different one go."""
-    for name in ("dataset.json", "plan.json"):
-        if not storage.exists(storage.join(output, name)):
-            continue
-        if storage.read_json(storage.join(output, name)).get("fingerprint") == fingerprint:
-            return name == "dataset.json"
-        if not overwrite:
-            raise InputError(
-                f"{output}: holds a dataset of other images or options; choose another --output, or pass --overwrite"
-            )
-        storage.delete_folder(output)
-    return False
+def _keep_apart(source: str, output: str) -> None:
+    """The raw data are never written to, nor below or above them, where clearing the output would take them along."""
+    raw, prepared = Path(storage.absolute(source)), Path(storage.absolute(output))
+    if raw == prepared or raw in prepared.parents or prepared in raw.parents:
+        raise InputError(f"{output}: lies in the same place as the raw data in {source}; choose another --output")
+
+
+def _clear(output: str) -> None:
+    """Removes what an earlier run wrote, and nothing else; the manifest first and the plan last."""
+    for name in ("dataset.json", "rejects.csv", "sample_submission.csv"):
+        storage.delete_file(storage.join(output, name))
+    for name in ("annotations", "images", "shards"):
+        storage.delete_folder(storage.join(output, name))
+    storage.delete_file(storage.join(output, "plan.json"))
+
+
+def _is_up_to_date(output: str, plan: str) -> bool:
+    """Whether the folder holds this very dataset, whole; raises InputError when it holds another one or foreign files."""
+    names = storage.list_names(output)
+    if "plan.json" not in names and names:
+        raise InputError(f"{output}: holds other files and no dataset of ours; choose an empty --output")
+    if "plan.json" in names and storage.read_object(storage.join(output, "plan.json")).get("plan") != plan:
+        raise InputError(
+            f"{output}: holds a dataset of other images or options; choose another --output, or pass --overwrite"
+        )
+    return "dataset.json" in names
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -86,8 +104,6 @@ def _is_up_to_date(output: str, fingerprint: str, *, overwrite: bool) -> bool:
 def _plan(found: Source, config: PrepareConfig) -> list[tuple[str, list[Entry]]]:
     """Every shard with its name and its entries: train images by id, then test images by id."""
     entries = [*_train_entries(found, config), *_test_entries(found)]
-    if not entries:
-        raise InputError("no usable image is left; see the rows that were refused")
     size = config.shard_size
     return [
         (f"shard-{number:05d}.parquet", entries[start : start + size])
@@ -113,6 +129,7 @@ def _train_entries(found: Source, config: PrepareConfig) -> Iterator[Entry]:
 
 def _test_entries(found: Source) -> Iterator[Entry]:
     images = found.images[found.images["split"] == "test"].sort_values("image_id")
+    images = images[images["image_id"].isin(found.sample_submission)]
     for image in images.to_dict("records"):
         yield _entry(image, None, fold=TEST_FOLD)
 
@@ -134,16 +151,26 @@ def _entry(image: Mapping[Any, Any], boxes: "pd.DataFrame | None", *, fold: int)
 # ------------------------------------------------------------------------------------------------------------- workers
 
 
-def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config: PrepareConfig) -> None:
+def _finished_shards(output: str, plan: str) -> set[str]:
+    """The shards that belong to this plan and can be read; what else is there is written anew."""
+    folder, done = storage.join(output, "shards"), set()
+    for name in storage.list_names(folder):
+        with contextlib.suppress(InputError):
+            metadata = storage.read_table(storage.join(folder, name), ["image_id"]).schema.metadata or {}
+            done |= {name} if metadata.get(b"plan") == plan.encode() else set()
+    return done
+
+
+def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config: PrepareConfig, *, plan: str) -> None:
     import ray
 
-    done = set(storage.list_names(storage.join(output, "shards")))
+    done = _finished_shards(output, plan)
     tasks = [{"shard": name, "entries": json.dumps(entries)} for name, entries in shards if name not in done]
     if not tasks:
         return
     started, total = time.monotonic(), sum(len(entries) for name, entries in shards if name not in done)
     results = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        _write_shard, fn_kwargs={"output": storage.absolute(output), "config": config}, num_cpus=1
+        _write_shard, fn_kwargs={"output": storage.absolute(output), "config": config, "plan": plan}, num_cpus=1
     )
     seen = rejects = 0
     told = started
@@ -158,7 +185,7 @@ def _write_shards(shards: Sequence[tuple[str, list[Entry]]], output: str, config
             )
 
 
-def _write_shard(task: dict[str, Any], *, output: str, config: PrepareConfig) -> dict[str, int]:
+def _write_shard(task: dict[str, Any], *, output: str, config: PrepareConfig, plan: str) -> dict[str, int]:
     """Runs in a Ray worker: decodes and writes the images of one shard, then the shard."""
     import cv2
     import pyarrow as pa
@@ -169,7 +196,10 @@ def _write_shard(task: dict[str, Any], *, output: str, config: PrepareConfig) ->
         row, refused = _prepare_image(entry, output, config)
         rows += [row] if row else []
         rejects += refused
-    table = pa.Table.from_pylist(rows, schema=_shard_schema()).replace_schema_metadata({"rejects": json.dumps(rejects)})
+    # The digest is of what training reads, so that a dataset's fingerprint is that of its content.
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+    told = {"plan": plan, "digest": digest, "rejects": json.dumps(rejects)}
+    table = pa.Table.from_pylist(rows, schema=_shard_schema()).replace_schema_metadata(told)
     storage.write_table(storage.join(output, "shards", task["shard"]), table)
     return {"images": len(entries), "rejects": len(rejects)}
 
@@ -197,6 +227,8 @@ def _prepare_image(entry: Entry, output: str, config: PrepareConfig) -> tuple[di
     try:
         data = storage.read_bytes(entry["path"])
         pixels, file_hw = prepare_pixels(data, name=entry["path"], image_size=config.image_size, mode=config.resize)
+    except StoreError:
+        raise  # the file may be fine: the job stops here, and goes on when it is run again
     except InputError as error:
         return None, [_reject(entry["path"], str(error).removeprefix(f"{entry['path']}: "))]
     original_hw = tuple(entry["original_hw"] or file_hw)
@@ -233,17 +265,22 @@ def _reject(file: str, reason: str) -> Reject:
 
 
 def _publish(
-    found: Source, output: str, config: PrepareConfig, *, shard_names: Sequence[str], fingerprint: str
+    found: Source, output: str, config: PrepareConfig, *, shard_names: Sequence[str], plan: str
 ) -> PreparedDataset:
     """Merges the shards into the JSON files; `dataset.json` comes last and makes the dataset whole."""
     import pyarrow as pa
 
     columns = [name for name in _shard_schema().names if name != "image"]
     tables = [storage.read_table(storage.join(output, "shards", name), columns) for name in shard_names]
-    rejects = [*found.rejects, *(item for table in tables for item in json.loads(table.schema.metadata[b"rejects"]))]
-    images = [_labelled(row) for table in tables for row in table.to_pylist()]
-    _write_annotations(found, output, config, images)
+    refused = [item for table in tables for item in json.loads(table.schema.metadata[b"rejects"])]
+    rejects = [*found.rejects, *_unlisted(found), *refused]
     storage.write_csv(storage.join(output, "rejects.csv"), rejects, REJECT_COLUMNS)
+    images = [_labelled(row) for table in tables for row in table.to_pylist()]
+    if not any(len(image.labels) for image in images):
+        raise InputError(
+            f"{output}/rejects.csv: no image with a finding is left, {len(rejects)} refusals; mend these files"
+        )
+    _write_annotations(found, output, config, images)
     ids = ["image_id,PredictionString", *(f"{i},14 1 0 0 1 1" for i in found.sample_submission)]
     storage.write_bytes(storage.join(output, "sample_submission.csv"), ("\n".join(ids) + "\n").encode())
     for name, frame in (("readings", found.readings), ("readers", found.readers)):
@@ -253,7 +290,7 @@ def _publish(
         "schema": SCHEMA,
         "classes": CLASS_NAMES,
         "options": dataclasses.asdict(config),
-        "fingerprint": fingerprint,
+        "fingerprint": _content_fingerprint(plan, tables),
         "source": {"kind": found.kind, "fingerprint": found.fingerprint},
         "synthetic": found.synthetic,
         "counts": _counts(images, rejects),
@@ -261,6 +298,20 @@ def _publish(
     }
     storage.write_json(storage.join(output, "dataset.json"), manifest)
     return open_dataset(output)
+
+
+def _content_fingerprint(plan: str, tables: "Sequence[pa.Table]") -> str:
+    digests = b"".join(table.schema.metadata[b"digest"] for table in tables)
+    return hashlib.sha256(plan.encode() + digests).hexdigest()[:16]
+
+
+def _unlisted(found: Source) -> list[Reject]:
+    """Test images that the sample submission does not ask for: nothing may be submitted for them."""
+    test = found.images[found.images["split"] == "test"]
+    return [
+        _reject(path, "not listed in sample_submission.csv, so it is not predicted")
+        for path in sorted(test[~test["image_id"].isin(found.sample_submission)]["path"])
+    ]
 
 
 def _labelled(row: dict[str, Any]) -> LabelledImage:

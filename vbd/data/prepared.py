@@ -47,7 +47,7 @@ def open_dataset(location: str) -> PreparedDataset:
         raise InputError(
             f"{location}: not a prepared dataset ({state}); run python jobs/prepare.py --source RAW --output {location}"
         )
-    content = storage.read_json(manifest)
+    content = storage.read_object(manifest)
     if content.get("schema") != SCHEMA:
         raise InputError(f"{manifest}: schema {content.get('schema')!r}, want {SCHEMA}; prepare the dataset again")
     try:
@@ -82,7 +82,7 @@ def read_truths(dataset: PreparedDataset, part: Part) -> list[Truth]:
     location = storage.join(dataset.location, "annotations", name)
     if part == "test" and not storage.exists(location):
         raise InputError(f"{dataset.location}: the truth of the test part is not known here; score a fold instead")
-    return from_coco(storage.read_json(location))
+    return from_coco(storage.read_object(location), where=location)
 
 
 def image_sizes(dataset: PreparedDataset, part: Part) -> dict[str, tuple[int, int]]:
@@ -90,7 +90,10 @@ def image_sizes(dataset: PreparedDataset, part: Part) -> dict[str, tuple[int, in
     table = read_rows(dataset, ["image_id", "fold", "original_hw"])
     ids, folds = table["image_id"].to_pylist(), table["fold"].to_numpy()
     sizes = dict(zip(ids, (tuple(hw) for hw in table["original_hw"].to_pylist()), strict=True))
-    return {ids[i]: sizes[ids[i]] for i in np.flatnonzero(in_part(folds, part))}
+    rows = np.flatnonzero(in_part(folds, part))
+    if not len(rows):
+        raise InputError(f"{dataset.location}: no images in part {part}; it has {dataset.options.num_folds} folds")
+    return {ids[i]: sizes[ids[i]] for i in rows}
 
 
 def parse_part(text: str) -> Part:

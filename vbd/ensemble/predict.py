@@ -15,7 +15,8 @@ from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, 
 from vbd.ensemble.fusion import fuse
 from vbd.errors import InputError
 from vbd.records import REJECT_COLUMNS, Detections, detections_to_table
-from vbd.training.checkpoint import load_detector, read_info
+from vbd.training.checkpoint import load_detector, load_tensors, read_info
+from vbd.training.run import check_gpus
 
 TestTimeAugmentation = Literal["none", "flip"]
 IMAGE_SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
@@ -49,6 +50,10 @@ def images_in_folder(folder: str) -> list[dict[str, Any]]:
     names = [name for name in storage.list_names(folder) if name.lower().endswith(IMAGE_SUFFIXES)]
     if not names:
         raise InputError(f"{folder}: no images here; want files that end in {', '.join(IMAGE_SUFFIXES)}")
+    stems = [Path(name).stem for name in names]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise InputError(f"{folder}: two images are called {twice}; their detections could not be told apart")
     root = storage.absolute(folder)
     return [{"image_id": Path(name).stem, "path": storage.join(root, name), "height": 0, "width": 0} for name in names]
 
@@ -68,6 +73,9 @@ def predict(
     """
     import ray
 
+    for checkpoint in checkpoints:  # a broken one is told here, before workers start
+        load_tensors(storage.join(checkpoint, "model.pt"))
+    check_gpus(options.device == "cuda")
     resources = ray.cluster_resources()
     use_gpu = options.device == "cuda" or (options.device == "auto" and resources.get("GPU", 0) >= 1)
     units = int(resources.get("GPU" if use_gpu else "CPU", 1))

@@ -4,9 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vbd import storage
 from vbd.config import Family, Precision, TrainConfig, config_hash, train_config_from, with_steps
+from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.training.checkpoint import read_info
@@ -32,7 +34,7 @@ def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 def prove(trial: Trial) -> Trial:
     """The trial, or the trial refused: its checkpoint must carry the very config, step and score that it reports."""
-    if not trial.checkpoint:
+    if not trial.checkpoint or trial.status == "failed":
         return trial
     try:
         info = read_info(trial.checkpoint)
@@ -67,17 +69,19 @@ def read_leaderboard(run: str) -> Leaderboard:
     location = storage.join(run, "leaderboard.json")
     if not storage.exists(location):
         raise InputError(f"{run}: no leaderboard.json; give the folder of a finished search (jobs/tune.py)")
-    content = storage.read_json(location)
+    content = storage.read_object(location)
     if content.get("schema") != SCHEMA:
         raise InputError(f"{location}: schema {content.get('schema')!r}, want {SCHEMA}; run the search again")
-    trials = [
-        Trial(
-            **values
-            | {"config": train_config_from(values["config"], where=location), "score": _number(values["score"])}
-        )
-        for values in content["trials"]
-    ]
-    return Leaderboard(content["preset"], content["dataset"], content["synthetic"], tuple(trials))
+    try:
+        trials = tuple(_trial_from(values, location) for values in content["trials"])
+        return Leaderboard(content["preset"], content["dataset"], content["synthetic"], trials)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{location}: field {error} is missing or wrong; run the search again") from None
+
+
+def _trial_from(values: dict[str, Any], where: str) -> Trial:
+    config = train_config_from(values["config"], where=where)
+    return Trial(**values | {"config": config, "score": _number(values["score"])})
 
 
 def _number(value: float | None) -> float:
@@ -123,6 +127,7 @@ def _cells(trial: Trial) -> tuple[str, ...]:
 def keep_best(run: str, board: Leaderboard, *, per_family: int) -> list[Member]:
     """Copies the best checkpoints of each family to `best/`, and writes the manifest that the ensemble reads."""
     best = storage.join(run, "best")
+    storage.delete_folder(best)  # with its manifest: it never names what is not there
     kept: list[Member] = []
     for trial in board.trials:
         rank = 1 + sum(member.name.startswith(f"{trial.config.detector}-") for member in kept)
@@ -139,6 +144,7 @@ def keep_best(run: str, board: Leaderboard, *, per_family: int) -> list[Member]:
 
 def best_configs(
     run: str,
+    data: str,
     *,
     top: int,
     families: Sequence[Family] = (),
@@ -151,8 +157,15 @@ def best_configs(
     """
     if top < 1:
         raise InputError(f"--top {top}: want 1 or more")
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps {steps}: want 1 or more")
+    board, dataset = read_leaderboard(run), open_dataset(data)
+    if board.dataset != dataset.fingerprint:
+        raise InputError(f"{run}: a search on dataset {board.dataset}, but {data} is {dataset.fingerprint}")
+    if any(trial.status == "unfinished" for trial in board.trials):
+        raise InputError(f"{run}: the search was stopped; run it to its end first")
     chosen: dict[str, TrainConfig] = {}
-    for trial in read_leaderboard(run).trials:
+    for trial in board.trials:
         config = trial.config
         if families and config.detector not in families:
             continue

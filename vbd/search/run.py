@@ -33,6 +33,7 @@ from vbd.search.schedule import METRIC, build_scheduler
 from vbd.search.space import describe, draw_configs, number_of_trials, optuna_space, trial_config
 from vbd.training.checkpoint import read_info, whole_checkpoints
 from vbd.training.loop import TrainingError, train
+from vbd.training.run import check_gpus
 
 
 def run_search(search: SearchConfig, *, data: str, storage_root: str, name: str, options: RunOptions) -> Leaderboard:
@@ -55,7 +56,7 @@ def run_search(search: SearchConfig, *, data: str, storage_root: str, name: str,
     write_leaderboard(run, board)
     print(format_leaderboard(board), flush=True)
     if stopped or any(trial.status == "unfinished" for trial in board.trials):
-        raise InputError(f"{run}: the search was stopped; the same command goes on with it")
+        raise KeyboardInterrupt  # what is finished is written; the job ends as interrupted
     keep_best(run, board, per_family=search.keep_per_family)
     return board
 
@@ -69,7 +70,7 @@ def _claim_run_folder(run: str, search: SearchConfig, dataset: PreparedDataset) 
             raise InputError(f"{run}: the folder is not empty and holds no run; choose another --name")
         storage.write_json(location, mine)
         return
-    theirs = storage.read_json(location)
+    theirs = storage.read_object(location)
     if theirs.get("dataset") != mine["dataset"]:
         raise InputError(
             f"{run}: a search on dataset {theirs.get('dataset')}, not {mine['dataset']}; choose another --name"
@@ -135,6 +136,7 @@ def _tuner(search: SearchConfig, dataset: PreparedDataset, *, run: str, options:
 def _gpus_per_trial(search: SearchConfig, options: RunOptions) -> float:
     if options.device == "cpu":
         return 0
+    check_gpus(options.device == "cuda" or (search.gpus_per_trial or 0) > 0)
     if search.gpus_per_trial is not None:
         return search.gpus_per_trial
     return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
@@ -256,7 +258,7 @@ class ProgressLines(tune.Callback):
     def __init__(self, search: SearchConfig, run: str):
         self._search = search
         self._total = number_of_trials(search)
-        self._started = time.monotonic()
+        self._started: float | None = None  # the clock of the process that runs the search, a resumed one too
         self._best: dict[str, float] = {}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
@@ -283,7 +285,9 @@ class ProgressLines(tune.Callback):
         )
 
     def _say(self, trials: list[Any], config: TrainConfig, text: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        now = time.monotonic()
+        self._started = self._started or now
+        minutes, seconds = divmod(int(now - self._started), 60)
         finished = sum(trial.status == "TERMINATED" for trial in trials)
         strength = "" if config.policy == "A" else f" x{config.strength:g}"
         who = f"{config.detector} {config.variant} {config.policy}{strength} lr {config.learning_rate:.2g}"

@@ -88,7 +88,7 @@ def read_info(folder: str) -> CheckpointInfo:
     location = storage.join(folder, "config.json")
     if not storage.exists(location):
         raise InputError(f"{folder}: not a checkpoint (no config.json); give the folder that holds model.pt")
-    content = storage.read_json(location)
+    content = storage.read_object(location)
     try:
         if content["schema"] != SCHEMA:
             raise InputError(f"{location}: schema {content['schema']!r}, want {SCHEMA}; train again with this version")

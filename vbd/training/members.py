@@ -47,15 +47,18 @@ def read_members(folder: str, dataset: PreparedDataset) -> list[Member]:
     location = storage.join(folder, "manifest.json")
     if not storage.exists(location):
         raise InputError(f"{folder}: no manifest.json; run jobs/tune.py or jobs/train.py to the end first")
-    content = storage.read_json(location)
+    content = storage.read_object(location)
     if content.get("schema") != SCHEMA or not content.get("members"):
         raise InputError(f"{location}: schema {content.get('schema')!r} or no members; run the search again")
-    if content["dataset"] != dataset.fingerprint:
+    if content.get("dataset") != dataset.fingerprint:
         raise InputError(
-            f"{location}: trained on dataset {content['dataset']}, but {dataset.location} is {dataset.fingerprint}; "
+            f"{location}: trained on dataset {content.get('dataset')}, but {dataset.location} is {dataset.fingerprint}; "
             "give --data the dataset of this run"
         )
-    return [
-        Member(m["name"], m["trial_id"], m["score"], tuple(storage.join(folder, name) for name in m["folders"]))
-        for m in content["members"]
-    ]
+    try:
+        return [
+            Member(m["name"], m["trial_id"], m["score"], tuple(storage.join(folder, name) for name in m["folders"]))
+            for m in content["members"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{location}: field {error} is missing or wrong; run the search again") from None

@@ -1,4 +1,4 @@
-"""Where the loop runs: in this process, or on the workers of a Ray Train run."""
+"""The loop on the workers of a Ray Train run, one run for each fold."""
 
 import dataclasses
 import tempfile
@@ -17,19 +17,14 @@ from vbd.training.members import Member, write_members
 METRIC = "map_40_findings"
 
 
-def train_here(config: TrainConfig, data: str, *, output: str, options: RunOptions) -> dict[str, Any]:
-    """Trains in this process, without Ray; goes on from `<output>/checkpoint` when there is one."""
-    folder = storage.join(storage.absolute(output), "checkpoint")
+def check_gpus(wanted: bool) -> None:
+    """Raises InputError when GPUs are wanted of a cluster that has none and does not grow: it would wait for ever."""
+    import ray
 
-    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        print(
-            f"step {metrics['step']}/{config.steps}  loss {metrics['loss']:.3f}  {METRIC} {metrics[METRIC]:.4f}",
-            flush=True,
-        )
-        storage.copy_folder(str(checkpoint), folder)
-
-    resume_from = folder if storage.exists(storage.join(folder, "config.json")) else None
-    return train(config, open_dataset(data), options=options, report=report, resume_from=resume_from)
+    resources = ray.cluster_resources()
+    # A head that works itself is a cluster of fixed size; an autoscaled one starts with no cores at all.
+    if wanted and not resources.get("GPU") and resources.get("CPU"):
+        raise InputError("a GPU is asked for and the cluster has none; use --device cpu, or start Ray with --num-gpus")
 
 
 def train_folds(
@@ -48,6 +43,7 @@ def train_folds(
     """
     if workers < 1:
         raise InputError(f"--workers {workers}: want 1 or more")
+    check_gpus(use_gpu)
     dataset = open_dataset(data)
     root = storage.absolute(output)
     members = []
@@ -70,7 +66,7 @@ def parse_folds(text: str, data: str) -> list[int]:
     if text == "all":
         return known
     folds = [int(item) if item.strip().isdecimal() else -1 for item in text.split(",")]
-    if not set(folds) <= set(known):
+    if not set(folds) <= set(known) or len(set(folds)) < len(folds):
         raise InputError(f"--folds {text}: want all, or some of {', '.join(map(str, known))}")
     return folds
 
@@ -108,9 +104,9 @@ def _train_fold(
         ),
     )
     result = trainer.fit()
-    best = max(result.best_checkpoints, key=lambda pair: pair[1][METRIC], default=None)
+    best = max(result.best_checkpoints or [], key=lambda pair: pair[1][METRIC], default=None)
     if best is None:
-        raise InputError(f"{name}: {result.return_value or result.error}")
+        raise InputError(f"{name}: {result.return_value or result.error}; mend that, or choose another --output")
     folder = storage.join(root, name)
     with best[0].as_directory() as local:
         storage.copy_folder(local, folder)
@@ -146,7 +142,7 @@ def _train_worker(task: dict[str, Any]) -> str:
                 resume_from=resume_from,
                 ranks=_ranks(),
             )
-        except TrainingError as error:
+        except (TrainingError, InputError) as error:
             return str(error)
     return ""
 
