@@ -11,7 +11,6 @@ def ensemble(
     data: str,
     output: str | None = None,
     split: Literal["test"] = "test",
-    augmentation: Literal["none", "flip"] = "none",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Calibrate, select and fuse the kept checkpoints on out-of-fold detections, and write a checked submission.csv.
@@ -21,16 +20,13 @@ def ensemble(
         data: The prepared dataset it was trained on.
         output: The submission; by default submission.csv in the run folder.
         split: The part to predict.
-        augmentation: Test-time augmentation; flip also looks at the mirror image.
         device: Where the detectors run.
     """
     from vbd.config import RunOptions
     from vbd.ensemble.build import build_ensemble
 
     connect()
-    result = build_ensemble(
-        run, data, output=output, part=split, augmentation=augmentation, options=RunOptions(device=device)
-    )
+    result = build_ensemble(run, data, output=output, part=split, options=RunOptions(device=device))
     print(result.summary)
 
 

@@ -44,13 +44,16 @@ def cache_rows(dataset: PreparedDataset) -> Path:
     target = folder / f"{dataset.fingerprint}.arrow"
     if target.exists():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{dataset.fingerprint}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            temporary = target.with_suffix(".tmp")
-            _copy_shards(dataset, temporary)
-            temporary.rename(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{dataset.fingerprint}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                temporary = target.with_suffix(".tmp")
+                _copy_shards(dataset, temporary)
+                temporary.rename(target)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot keep a copy of the dataset ({error}); set VBD_CACHE to a folder") from error
     return target
 
 

@@ -5,7 +5,7 @@ an empty one, is normal. Images below a folder called `test` are the test part.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vbd import storage
 from vbd.data.images import read_size
@@ -23,9 +23,6 @@ from vbd.data.sources_tables import (
 )
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, label_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def read_yolo(folder: str) -> Source:

@@ -21,7 +21,7 @@ from vbd.ensemble.calibrate import (
     no_finding_crosswise,
 )
 from vbd.ensemble.fusion import fuse_all
-from vbd.ensemble.predict import TestTimeAugmentation, images_of_part, predict
+from vbd.ensemble.predict import images_of_part, predict
 from vbd.ensemble.select import FusionOptions, HonestGain, Selection, honest_gain, select_members
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores, evaluate
@@ -41,9 +41,14 @@ class Recipe:
     calibrations: dict[str, Calibration]
     no_finding: NoFinding
 
-    def apply(self, found: dict[str, list[Detections]]) -> list[Detections]:
-        """Raw detections of the members that have a weight, by name -> calibrated, fused, with P(no finding)."""
-        calibrated = {name: self.calibrations[name].apply(found[name]) for name in self.weights}
+    def apply(self, found: dict[str, list[list[Detections]]]) -> list[Detections]:
+        """Raw detections of each checkpoint of the members that have a weight -> calibrated, fused, with P(no finding).
+
+        A checkpoint is calibrated before it is fused with its member's others: the fit was made on single checkpoints.
+        """
+        calibrated = {
+            name: _fuse_runs([self.calibrations[name].apply(run) for run in found[name]]) for name in self.weights
+        }
         return self.no_finding.apply(_fuse(calibrated, self.weights))
 
 
@@ -67,7 +72,6 @@ def build_ensemble(
     options: RunOptions,
     output: str | None = None,
     part: str = "test",
-    augmentation: TestTimeAugmentation = "none",
 ) -> EnsembleResult:
     """Builds the ensemble of a run's kept checkpoints and writes its submission; needs a Ray connection.
 
@@ -87,7 +91,7 @@ def build_ensemble(
 
     truth_is_known = storage.exists(storage.join(dataset.location, "annotations", "instances_test.json"))
     wanted = [m for m in members if truth_is_known or m.name in recipe.weights]
-    found = _predict_members(wanted, dataset, part, options=options, augmentation=augmentation)
+    found = _predict_members(wanted, dataset, part, options=options)
     detections = recipe.apply(found)
     target = output or storage.join(run, "submission.csv")
     _write_checked(detections, target, dataset)
@@ -148,25 +152,21 @@ def _fuse(calibrated: dict[str, list[Detections]], weights: dict[str, float]) ->
     )
 
 
+def _fuse_runs(runs: list[list[Detections]]) -> list[Detections]:
+    """The detections of a member's checkpoints, one for each fold, as one."""
+    return runs[0] if len(runs) == 1 else fuse_all(runs, [1.0] * len(runs))
+
+
 def _predict_members(
-    members: Sequence[Member],
-    dataset: PreparedDataset,
-    part: str,
-    *,
-    options: RunOptions,
-    augmentation: TestTimeAugmentation,
-) -> dict[str, list[Detections]]:
-    """Raw detections of each member; a member with a checkpoint for each fold is the fusion of them."""
+    members: Sequence[Member], dataset: PreparedDataset, part: str, *, options: RunOptions
+) -> dict[str, list[list[Detections]]]:
+    """Raw detections of each checkpoint of each member; as they were made out of fold, without augmentation."""
     checkpoints = [folder for member in members for folder in member.folders]
-    predictions = predict(checkpoints, images_of_part(dataset, part), options=options, augmentation=augmentation)
+    predictions = predict(checkpoints, images_of_part(dataset, part), options=options)
     if predictions.rejects:
         first = predictions.rejects[0]
         raise InputError(f"{first['file']}: {first['reason']}; prepare the dataset again")
-    found = {}
-    for member in members:
-        runs = [predictions.by_checkpoint[folder] for folder in member.folders]
-        found[member.name] = runs[0] if len(runs) == 1 else fuse_all(runs, [1.0] * len(runs))
-    return found
+    return {member.name: [predictions.by_checkpoint[folder] for folder in member.folders] for member in members}
 
 
 def _write_checked(detections: Sequence[Detections], output: str, dataset: PreparedDataset) -> None:
@@ -178,10 +178,11 @@ def _write_checked(detections: Sequence[Detections], output: str, dataset: Prepa
 
 
 def _test_scores(
-    found: dict[str, list[Detections]], detections: list[Detections], dataset: PreparedDataset
+    found: dict[str, list[list[Detections]]], detections: list[Detections], dataset: PreparedDataset
 ) -> dict[str, Scores]:
     truths = read_truths(dataset, "test")
-    return {name: evaluate(item, truths) for name, item in (found | {"ensemble": detections}).items()}
+    fused = {name: _fuse_runs(runs) for name, runs in found.items()} | {"ensemble": detections}
+    return {name: evaluate(item, truths) for name, item in fused.items()}
 
 
 def _summary(result: EnsembleResult, dataset: PreparedDataset) -> str:

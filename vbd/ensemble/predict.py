@@ -15,7 +15,7 @@ from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, 
 from vbd.ensemble.fusion import fuse
 from vbd.errors import InputError
 from vbd.records import REJECT_COLUMNS, Detections, detections_to_table
-from vbd.training.checkpoint import load_detector, load_tensors, read_info
+from vbd.training.checkpoint import CheckpointInfo, load_detector, load_tensors, read_info
 from vbd.training.run import check_gpus
 
 TestTimeAugmentation = Literal["none", "flip"]
@@ -177,29 +177,37 @@ class _Predictor:
             if key not in pixels:
                 pixels[key] = _square_image(data, path, original_hw, image_size=key[0], mode=info.resize)
             image, hw = pixels[key]
-            found = self._run(detector, image_id, image, hw, info.resize)
+            found = self._run(detector, info, image_id, image, hw)
             rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], axis=1)
             results.append(rows.astype(np.float64).ravel().tolist())
         return results
 
-    def _run(self, detector: Any, image_id: str, image: np.ndarray, hw: tuple[int, int], resize: Any) -> Detections:
-        plain = self._forward(detector, image)
+    def _run(
+        self, detector: Any, info: CheckpointInfo, image_id: str, image: np.ndarray, hw: tuple[int, int]
+    ) -> Detections:
+        plain = self._forward(detector, info, image)
         runs = [plain]
         if self.augmentation == "flip":
-            boxes, scores, labels = self._forward(detector, image[:, ::-1])
+            boxes, scores, labels = self._forward(detector, info, image[:, ::-1])
             runs.append((hflip(boxes, image.shape[1]), scores, labels))
         detections = [
-            to_detections(image_id, *run, original_hw=hw, image_size=len(image), options=PrepareConfig(resize=resize))
+            to_detections(
+                image_id, *run, original_hw=hw, image_size=len(image), options=PrepareConfig(resize=info.resize)
+            )
             for run in runs
         ]
         if len(detections) == 1:
             return detections[0]
         return fuse(detections, weights=[1.0] * len(detections), iou_threshold=_MIRROR_IOU)
 
-    def _forward(self, detector: Any, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _forward(
+        self, detector: Any, info: CheckpointInfo, image: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         import torch
 
-        with torch.inference_mode():
+        from vbd.training.loop import autocast
+
+        with torch.inference_mode(), autocast(self.device, info.config):
             grey = torch.from_numpy(np.ascontiguousarray(image)).float().div_(255).to(self.device)
             (prediction,) = detector(grey[None, None].expand(1, 3, -1, -1))
         boxes, scores, labels = (prediction[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))

@@ -19,6 +19,7 @@ from torch import nn
 
 import vbd
 from vbd import storage
+from vbd.boxes import ResizeMode
 from vbd.config import TrainConfig, config_hash, train_config_from
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
@@ -36,7 +37,7 @@ class CheckpointInfo:
     config: TrainConfig
     config_hash: str
     dataset: str  # fingerprint of the prepared dataset it was trained on
-    resize: str  # how that dataset made its images square
+    resize: ResizeMode  # how that dataset made its images square
     step: int
     metrics: dict[str, Any]
 
