@@ -306,9 +306,14 @@ def _check_type(name: str, value: Any, hint: Any, where: str) -> None:
         raise InputError(f"{where}: {name} is {value!r}; want {hint.__name__}")
 
 
+def size_multiple(detector: Family) -> int:
+    """What the side of a detector's square input must be a multiple of, pixels: its coarsest stride."""
+    return 128 if detector == "efficientdet" else 32
+
+
 def check_train_config(config: TrainConfig, *, where: str = "config") -> None:
     """Raises InputError for the first value that cannot be trained with."""
-    multiple = 128 if config.detector == "efficientdet" else 32
+    multiple = size_multiple(config.detector)
     rules = (
         ("variant", config.variant in VARIANTS[config.detector], f"one of {', '.join(VARIANTS[config.detector])}"),
         ("image_size", config.image_size > 0 and config.image_size % multiple == 0, f"a multiple of {multiple}"),

@@ -23,7 +23,7 @@ from vbd.augment.balance import BatchSampler, policy_factors, repeat_factors
 from vbd.augment.policies import augment
 from vbd.boxes import as_boxes
 from vbd.config import TrainConfig
-from vbd.data.images import decode_png
+from vbd.data.images import decode_png, resize_square
 from vbd.data.prepared import Part, PreparedDataset, in_part
 from vbd.errors import InputError
 from vbd.records import Batch, Row, Target
@@ -109,8 +109,7 @@ class Images(Dataset[Row]):
         image, boxes = decode_png(row["image"]), as_boxes(row["boxes"])
         if len(image) != self.image_size:
             boxes = boxes * np.float32(self.image_size / len(image))
-            how = cv2.INTER_AREA if self.image_size < len(image) else cv2.INTER_LINEAR
-            image = cv2.resize(image, (self.image_size, self.image_size), interpolation=how)
+            image = resize_square(image, self.image_size)
         return Row(
             image_id=row["image_id"],
             fold=row["fold"],

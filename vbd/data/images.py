@@ -73,6 +73,14 @@ def resize(image: NDArray[np.float32], image_size: int, mode: ResizeMode) -> NDA
     return square
 
 
+def resize_square(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """A prepared image at another size: (S, S) to (image_size, image_size)."""
+    if len(image) == image_size:
+        return image
+    interpolation = cv2.INTER_AREA if image_size < len(image) else cv2.INTER_LINEAR
+    return cv2.resize(image, (image_size, image_size), interpolation=interpolation)
+
+
 def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Stretches the values between minimum and maximum to 0..255; a picture of one value becomes black."""
     low, high = float(image.min()), float(image.max())

@@ -101,7 +101,7 @@ def parse_part(text: str) -> Part:
     if text in ("test", "train"):
         return text
     if not text.isdecimal():
-        raise InputError(f"part {text!r}: want test, train or a fold number")
+        raise InputError(f"--part {text}: want test, train or a fold number")
     return int(text)
 
 

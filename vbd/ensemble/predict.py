@@ -10,7 +10,7 @@ import numpy as np
 from vbd import storage
 from vbd.boxes import hflip
 from vbd.config import PrepareConfig, RunOptions
-from vbd.data.images import decode_png, prepare_pixels
+from vbd.data.images import decode_png, prepare_pixels, resize_square
 from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, parse_part, to_detections
 from vbd.ensemble.fusion import fuse
 from vbd.errors import InputError
@@ -218,12 +218,6 @@ def _square_image(
     data: bytes, path: str, original_hw: tuple[int, int], *, image_size: int, mode: Any
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Grey uint8 (S, S) and the original (height, width), from a raw file or a prepared image."""
-    import cv2
-
     if original_hw[0] == 0:
         return prepare_pixels(data, name=path, image_size=image_size, mode=mode)
-    image = decode_png(data)
-    if len(image) != image_size:
-        how = cv2.INTER_AREA if image_size < len(image) else cv2.INTER_LINEAR
-        image = cv2.resize(image, (image_size, image_size), interpolation=how)
-    return image, original_hw
+    return resize_square(decode_png(data), image_size), original_hw

@@ -19,7 +19,7 @@ import http.client
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, assert_never
 
-from vbd.config import VARIANTS, Family
+from vbd.config import VARIANTS, Family, size_multiple
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 
@@ -37,7 +37,7 @@ def build_detector(
     """
     if variant not in VARIANTS[name]:
         raise InputError(f"{name}: unknown variant {variant!r}; choose one of {', '.join(VARIANTS[name])}")
-    multiple = 128 if name == "efficientdet" else 32
+    multiple = size_multiple(name)
     if image_size <= 0 or image_size % multiple:
         raise InputError(f"{name}: image_size is {image_size}; want a multiple of {multiple}")
     match name:  # each library takes seconds to import: only the one that is asked for is loaded

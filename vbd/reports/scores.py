@@ -8,6 +8,7 @@ import numpy as np
 
 from vbd import storage
 from vbd.boxes import as_boxes, xywh_to_xyxy
+from vbd.data import prepared
 from vbd.data.prepared import (
     TEST_FOLD,
     Part,
@@ -49,12 +50,8 @@ class ScoredPredictions:
 
 
 def parse_part(text: str | None) -> Part | None:
-    """The part that a user names: `test`, `train` or a fold number; None stays None."""
-    if text is None or text in ("test", "train"):
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise InputError(f"--part {text}: want test, train or a fold number")
+    """The part that a user names, as `prepared.parse_part`; None, for whichever holds the images, stays None."""
+    return None if text is None else prepared.parse_part(text)
 
 
 def score_predictions(
