@@ -13,7 +13,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 # Low to high; a module may import from its own level and from lower ones.
 LEVELS = (
-    ("vbd", "errors", "labels", "boxes", "config", "storage", "records", "fusing"),
+    ("vbd", "errors", "labels", "boxes", "config", "storage", "records", "rejects", "fusing", "suppression", "drawing"),
     (
         *("augment", "evaluation", "submission"),
         *(f"data.{name}" for name in ("sources", "images", "readers", "folds", "coco", "phantom", "prepared")),

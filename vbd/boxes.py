@@ -1,12 +1,11 @@
 """Pure functions on boxes: `xyxy`, float, pixels, shape (n, 4); never in place, and n may be 0."""
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.config import ResizeMode
+
 Boxes = NDArray[np.float32]
-ResizeMode = Literal["stretch", "letterbox"]
 
 EMPTY: Boxes = np.zeros((0, 4), np.float32)
 EMPTY.setflags(write=False)

@@ -13,6 +13,11 @@ Policy = Literal["A", "B", "C", "D", "E"]
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+ResizeMode = Literal["stretch", "letterbox"]
+ImageFormat = Literal["png", "png16", "jpeg"]
+Channels = Literal["grey", "composed"]
+ReaderFusion = Literal["wbf", "nmw", "nms", "mean", "union"]
+Layout = Literal["auto", "competition", "yolo", "coco"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -87,11 +92,22 @@ class PrepareConfig:
 
     # Side of the square prepared image, pixels.
     image_size: int = 512
-    resize: Literal["stretch", "letterbox"] = "stretch"
+    resize: ResizeMode = "stretch"
+    # How prepared images are stored. Training reads 8 bits of any of them.
+    image_format: ImageFormat = "png"
+    # grey: the film as a viewer shows it; composed: three channels, that film, its CLAHE and its edges.
+    channels: Channels = "grey"
     # How the boxes of several readers become one set, and the IoU above which two boxes are the same lesion.
-    fusion: Literal["wbf", "union"] = "wbf"
+    fusion: ReaderFusion = "wbf"
     fusion_iou: float = 0.4
+    # Fused boxes that fewer readers drew are left out.
+    min_readers: int = 1
+    # Only these readers are heard (empty: all of them), and these are not.
+    readers: tuple[str, ...] = ()
+    without_readers: tuple[str, ...] = ()
     num_folds: int = 5
+    # Images that look alike stay in one fold: near by their perceptual hash, exact by their bytes alone.
+    duplicates: Literal["near", "exact"] = "near"
     seed: int = 0
     # Images per shard: the unit of work, and of resuming.
     shard_size: int = 64
@@ -142,6 +158,7 @@ def check_prepare_config(config: PrepareConfig) -> None:
     rules = (
         ("image-size", config.image_size, 8 <= config.image_size <= 8192, "8 to 8192 pixels"),
         ("fusion-iou", config.fusion_iou, 0 < config.fusion_iou < 1, "between 0 and 1"),
+        ("min-readers", config.min_readers, config.min_readers >= 1, "1 or more"),
         ("folds", config.num_folds, config.num_folds >= 2, "2 or more"),
         ("shard-size", config.shard_size, config.shard_size >= 1, "1 or more"),
     )

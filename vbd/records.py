@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 # Columns of a table of readings: one row for each box a radiologist drew, in ORIGINAL pixels.
 # A reader who found nothing has no row here.
 READING_COLUMNS = ("image_id", "rad_id", "label", "x_min", "y_min", "x_max", "y_max")
-# Columns of rejects.csv: what was refused, where it stood and why.
-REJECT_COLUMNS = ("file", "row", "reason")
 
 
 class Row(TypedDict):
@@ -26,7 +24,7 @@ class Row(TypedDict):
 
     image_id: str
     fold: int  # 0.. for training images, -1 for the test part
-    image: NDArray[np.uint8]  # (H, W), grey; in the shards the same as encoded PNG bytes
+    image: NDArray[np.uint8]  # (H, W) grey, or (H, W, 3) composed; in the shards the encoded file's bytes
     original_hw: NDArray[np.int64]  # (2,)
     boxes: Boxes  # (n, 4) in pixels of `image`
     labels: NDArray[np.int64]  # (n,)

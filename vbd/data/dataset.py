@@ -24,7 +24,7 @@ from vbd.augment.policies import augment
 from vbd.boxes import as_boxes
 from vbd.config import TrainConfig
 from vbd.data.images import decode_png, resize_square
-from vbd.data.prepared import Part, PreparedDataset, in_part
+from vbd.data.prepared import Part, PreparedDataset, in_part, iter_shards
 from vbd.errors import InputError
 from vbd.records import Batch, Row, Target
 
@@ -61,8 +61,8 @@ def _copy_shards(dataset: PreparedDataset, target: Path) -> None:
     """One shard in memory at a time."""
     writer = None
     with pa.OSFile(str(target), "wb") as sink:
-        for name in dataset.shards:
-            table = storage.read_table(storage.join(dataset.location, "shards", name), list(_COLUMNS))
+        for shard in iter_shards(dataset, [name for name in _COLUMNS if name != "image"]):
+            table = shard.select(_COLUMNS)
             table = table.replace_schema_metadata().cast(_with_large_images(table.schema))
             writer = writer or pa.ipc.new_file(sink, table.schema)
             writer.write_table(table)

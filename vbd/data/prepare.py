@@ -29,7 +29,7 @@ from vbd.data.readers import fuse_readers
 from vbd.data.sources import Source, read_source
 from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
-from vbd.records import REJECT_COLUMNS
+from vbd.rejects import REJECT_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,6 @@
 """A prepared dataset, read back: what it is, its truth, its images' sizes. Needs neither torch nor Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from vbd.records import Detections, Truth
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA = 1
+SCHEMA = 2
 TEST_FOLD = -1
 # A fold number, all training images, or the test part.
 Part = int | str
@@ -54,7 +54,7 @@ def open_dataset(location: str) -> PreparedDataset:
         return PreparedDataset(
             location=storage.absolute(location),
             classes=tuple(content["classes"]),
-            options=PrepareConfig(**content["options"]),
+            options=_options(content["options"]),
             fingerprint=content["fingerprint"],
             synthetic=content["synthetic"],
             counts=content["counts"],
@@ -64,14 +64,44 @@ def open_dataset(location: str) -> PreparedDataset:
         raise InputError(f"{manifest}: field {error} is missing or wrong; prepare the dataset again") from None
 
 
-def read_rows(dataset: PreparedDataset, columns: Sequence[str]) -> "pa.Table":
-    """Some columns of all shards, in the shards' order."""
+def _options(content: dict[str, Any]) -> PrepareConfig:
+    return PrepareConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+
+
+def labels_table_schema() -> "pa.Schema":
+    """The columns of `annotations/labels.parquet`: one row for each image that could be used, of both parts."""
     import pyarrow as pa
 
-    names = list(columns)
-    return pa.concat_tables(
-        [storage.read_table(storage.join(dataset.location, "shards", shard), names) for shard in dataset.shards]
+    return pa.schema(
+        {
+            "image_id": pa.string(),
+            "fold": pa.int64(),
+            "original_hw": pa.list_(pa.int64(), 2),
+            "boxes": pa.list_(pa.list_(pa.float32(), 4)),
+            "boxes_original": pa.list_(pa.list_(pa.float64(), 4)),
+            "labels": pa.list_(pa.int64()),
+            "readers": pa.list_(pa.int64()),
+            "rad_ids": pa.list_(pa.list_(pa.string())),
+        }
     )
+
+
+def read_rows(dataset: PreparedDataset, columns: Sequence[str]) -> "pa.Table":
+    """Some columns of the labels of all images, training images by id and then test images by id; no pixels."""
+    return storage.read_table(storage.join(dataset.location, "annotations", "labels.parquet"), list(columns))
+
+
+def iter_shards(dataset: PreparedDataset, columns: Sequence[str]) -> "Iterator[pa.Table]":
+    """Some columns of the labels of each shard's images, and `image`, the encoded file's bytes; a shard at a time."""
+    import pyarrow.compute as pc
+
+    labels = read_rows(dataset, ["image_id", *(name for name in columns if name != "image_id")]).combine_chunks()
+    for name in dataset.shards:
+        pixels = storage.read_table(storage.join(dataset.location, "shards", name), ["image_id", "image"])
+        place = pc.index_in(pixels["image_id"], labels["image_id"].combine_chunks())
+        # An image whose boxes were all refused has pixels and no labels.
+        pixels, place = pixels.filter(place.is_valid()), place.drop_null()
+        yield labels.take(place).select(list(columns)).append_column("image", pixels["image"])
 
 
 def read_truths(dataset: PreparedDataset, part: Part) -> list[Truth]:

@@ -4,9 +4,10 @@ import math
 from typing import Any
 
 from vbd import storage
-from vbd.data.sources_tables import Reject, Source, assemble, box_table, fingerprint, image_table, list_images, reject
+from vbd.data.sources_tables import Source, assemble, box_table, fingerprint, image_table, list_images
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, label_of
+from vbd.rejects import Reject, reject
 
 
 def read_coco(folder: str) -> Source:

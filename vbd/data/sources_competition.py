@@ -15,18 +15,17 @@ from vbd import storage
 from vbd.data.sources_tables import (
     CONSENSUS,
     TRUTH_COLUMNS,
-    Reject,
     Source,
     decode_text,
     fingerprint,
     image_table,
     list_images,
     refuse_unusable,
-    reject,
 )
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES, NO_FINDING, NO_FINDING_BOX, NO_FINDING_NAME, NUM_FINDINGS
 from vbd.records import READING_COLUMNS
+from vbd.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd

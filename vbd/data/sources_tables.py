@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vbd import storage
 from vbd.errors import InputError
-from vbd.records import READING_COLUMNS, REJECT_COLUMNS
+from vbd.records import READING_COLUMNS
+from vbd.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["competition", "yolo", "coco"]
-Reject = dict[str, Any]  # REJECT_COLUMNS; row 0 stands for a file as a whole
 
 IMAGE_SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
 IMAGE_COLUMNS = ("image_id", "path", "split", "height", "width")
@@ -37,11 +37,6 @@ class Source:
     sample_submission: list[str]  # ids of the test part, in the order of its sample submission
     synthetic: bool
     fingerprint: str
-
-
-def reject(file: str, row: int, reason: str) -> Reject:
-    """One line of rejects.csv."""
-    return dict(zip(REJECT_COLUMNS, (file, row, reason), strict=True))
 
 
 def list_images(folder: str, *, recursive: bool = False) -> "pd.DataFrame":

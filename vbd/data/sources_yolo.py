@@ -10,7 +10,6 @@ from typing import Any
 from vbd import storage
 from vbd.data.images import read_size
 from vbd.data.sources_tables import (
-    Reject,
     Source,
     assemble,
     box_table,
@@ -19,10 +18,10 @@ from vbd.data.sources_tables import (
     image_table,
     list_images,
     refuse_unusable,
-    reject,
 )
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, label_of
+from vbd.rejects import Reject, reject
 
 
 def read_yolo(folder: str) -> Source:

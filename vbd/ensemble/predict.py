@@ -14,7 +14,8 @@ from vbd.data.images import decode_png, prepare_pixels, resize_square
 from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, parse_part, to_detections
 from vbd.ensemble.fusion import fuse
 from vbd.errors import InputError
-from vbd.records import REJECT_COLUMNS, Detections, detections_to_table
+from vbd.records import Detections, detections_to_table
+from vbd.rejects import REJECT_COLUMNS
 from vbd.training.checkpoint import CheckpointInfo, load_detector, load_tensors, read_info
 from vbd.training.run import check_gpus
 

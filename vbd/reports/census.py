@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from vbd.data.coco import from_coco
 from vbd.data.prepared import PreparedDataset
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Truth
+from vbd.rejects import reject_reasons
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,8 +199,4 @@ def rejects_by_reason(dataset: PreparedDataset) -> list[tuple[str, int, str]]:
     """Reasons of refusal with their count and one example, most frequent first; numbers in a reason do not matter."""
     text = storage.read_bytes(storage.join(dataset.location, "rejects.csv")).decode()
     rows = list(csv.DictReader(io.StringIO(text)))
-    kinds = [re.sub(r"\d+(\.\d+)?", "#", row["reason"]) for row in rows]
-    examples = {
-        kind: f"{row['file']}: {row['reason']}" for kind, row in zip(reversed(kinds), reversed(rows), strict=True)
-    }
-    return [(kind, count, examples[kind]) for kind, count in Counter(kinds).most_common()]
+    return reject_reasons(rows)
