@@ -13,12 +13,17 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 # Low to high; a module may import from its own level and from lower ones.
 LEVELS = (
-    ("vbd", "errors", "labels", "boxes", "config", "storage", "records", "rejects", "fusing", "suppression", "drawing"),
+    (
+        *("vbd", "errors", "labels", "boxes", "config", "storage", "records", "rejects", "progress"),
+        *("fusing", "suppression", "drawing"),
+    ),
     (
         *("augment", "evaluation", "submission"),
-        *(f"data.{name}" for name in ("sources", "images", "readers", "folds", "coco", "phantom", "prepared")),
+        *("data.sources", "data.images", "data.readers", "data.folds", "data.duplicates", "data.coco"),
+        *("data.phantom", "data.prepared"),
     ),
-    ("data.prepare", "data.dataset"),
+    ("data.labelling",),
+    ("data.prepare", "data.materialise", "data.dataset"),
     ("models",),
     ("training",),
     ("search", "ensemble"),

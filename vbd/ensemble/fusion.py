@@ -10,11 +10,11 @@ from typing import Any, Literal, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.ensemble.suppression import non_maximum_weighted, soft_suppression, suppression
 from vbd.errors import InputError
 from vbd.fusing import Confidence, Fused, weighted_box_fusion
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections
+from vbd.suppression import non_maximum_weighted, soft_suppression, suppression
 
 Method = Literal["wbf", "nmw", "nms", "soft_nms"]
 
