@@ -1,4 +1,4 @@
-"""Raw chest X-rays to a prepared dataset."""
+"""Raw chest X-rays to a prepared dataset, or to an augmented one to hand to others."""
 
 from typing import Literal
 
@@ -9,35 +9,63 @@ def prepare(
     *,
     source: str,
     output: str,
+    layout: Literal["auto", "competition", "yolo", "coco"] = "auto",
     image_size: int = 512,
     resize: Literal["stretch", "letterbox"] = "stretch",
-    fusion: Literal["wbf", "union"] = "wbf",
+    image_format: Literal["png", "png16", "jpeg"] = "png",
+    channels: Literal["grey", "composed"] = "grey",
+    fusion: Literal["wbf", "nmw", "nms", "mean", "union"] = "wbf",
     fusion_iou: float = 0.4,
+    min_readers: int = 1,
+    readers: tuple[str, ...] = (),
+    without_readers: tuple[str, ...] = (),
     folds: int = 5,
+    duplicates: Literal["near", "exact"] = "near",
     seed: int = 0,
+    policy: Literal["A", "B", "C", "D", "E"] | None = None,
+    copies: int | None = None,
+    max_rejects: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """Turn raw X-rays (Kaggle's csv with DICOM or PNG, YOLO labels, COCO JSON) into a prepared dataset.
 
+    Run again after a stop or a change of the raw files: only what is missing or has changed is done. With --policy it
+    writes an augmented COCO dataset to hand to others instead; training itself augments as it goes and needs none.
+
     Args:
-        source: Folder of the raw data.
-        output: Folder of the prepared dataset. An unfinished one is gone on with.
+        source: Folder of the raw data; with --policy also a prepared dataset.
+        output: Folder of the result.
+        layout: How the raw data are laid out, where it is not to be guessed.
         image_size: Side of the square prepared images, pixels.
         resize: stretch fills the square, letterbox keeps the aspect ratio.
-        fusion: How the boxes of several readers become one set: weighted box fusion, or all of them.
+        image_format: 8-bit PNG, 16-bit PNG or JPEG.
+        channels: grey is the film as a viewer shows it; composed adds its CLAHE and its edges as two more channels.
+        fusion: How the boxes of several readers become one set: weighted box fusion, non-maximum weighted, non-maximum
+            suppression, the mean of overlapping boxes, or all of them as they are.
         fusion_iou: Two boxes of a class that overlap more are the same finding.
+        min_readers: Leave out findings that fewer readers drew.
+        readers: Hear only these readers (R8 R9).
+        without_readers: Do not hear these.
         folds: Number of folds for validation.
-        seed: Seed of the folds.
-        overwrite: Replace another dataset that lies in the output folder.
+        duplicates: near keeps images that look alike in one fold; exact only equal files, without looking at pixels.
+        seed: Seed of the folds and of the augmentation.
+        policy: Write the augmented dataset of this policy: A nothing, B turns and flips, C mixing and CLAHE too, D C for
+            rare findings, E the competitors' recipe.
+        copies: Pictures made of each abnormal image, itself included; by default the policy's own (1, 4, 7, 1 or 7, 4).
+        max_rejects: Fail when more files and rows than this cannot be used.
+        overwrite: Replace a dataset of other images or options in the output folder.
     """
     from vbd.config import PrepareConfig
-    from vbd.data.prepare import prepare as run
+    from vbd.data.materialise import prepare_and_materialise
 
-    config = PrepareConfig(image_size, resize, fusion, fusion_iou, folds, seed)
+    config = PrepareConfig(
+        **{"image_size": image_size, "resize": resize, "image_format": image_format, "channels": channels},
+        **{"fusion": fusion, "fusion_iou": fusion_iou, "min_readers": min_readers, "readers": readers},
+        **{"without_readers": without_readers, "num_folds": folds, "duplicates": duplicates, "seed": seed},
+    )
     connect()
-    dataset = run(source, output, config, overwrite=overwrite)
-    counts = ", ".join(f"{name} {value}" for name, value in dataset.counts.items() if isinstance(value, int))
-    print(f"{output}: {counts}" + (" (synthetic)" if dataset.synthetic else ""))
+    run = {"layout": layout, "overwrite": overwrite, "max_rejects": max_rejects}
+    print(prepare_and_materialise(source, output, config, policy=policy, copies=copies, **run))
 
 
 if __name__ == "__main__":

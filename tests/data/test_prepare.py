@@ -1,4 +1,3 @@
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,28 +9,22 @@ from pycocotools.coco import COCO
 
 from vbd.boxes import to_original
 from vbd.config import PrepareConfig
-from vbd.data.images import decode_png
+from vbd.data.images import decode_image
 from vbd.data.prepare import prepare
-from vbd.data.prepared import image_sizes, open_dataset, read_rows, read_truths, sample_submission_ids
+from vbd.data.prepared import image_sizes, iter_shards, open_dataset, read_rows, read_truths, sample_submission_ids
 from vbd.errors import InputError
 
 CONFIG = PrepareConfig(image_size=64, num_folds=3, shard_size=16)
 
 
-def _bytes_of(folder: str) -> dict[str, str]:
-    root = Path(folder)
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_every_image_has_its_row_its_file_and_a_fold(prepared: str) -> None:
-    table = read_rows(open_dataset(prepared), ["image_id", "fold", "image", "labels"])
-    folds = table["fold"].to_pylist()
-    assert len(table) == 72
+    rows = [row for shard in iter_shards(open_dataset(prepared), ["image_id", "fold"]) for row in shard.to_pylist()]
+    folds = [row["fold"] for row in rows]
+    assert len(rows) == 72
     assert folds.count(-1) == 12
     assert {folds.count(fold) for fold in range(3)} == {20}
-    for row in table.to_pylist():
-        assert decode_png(row["image"]).shape == (128, 128)
+    for row in rows:
+        assert decode_image(row["image"]).shape == (128, 128)
         assert Path(prepared, "images", f"{row['image_id']}.png").read_bytes() == row["image"]
 
 
@@ -76,31 +69,6 @@ def test_the_order_of_the_submission_is_kept(prepared: str, phantom: Path) -> No
     wanted = pd.read_csv(phantom / "sample_submission.csv")["image_id"].tolist()
     assert sample_submission_ids(open_dataset(prepared)) == wanted
     assert set(image_sizes(open_dataset(prepared), "test")) == set(wanted)
-
-
-def test_the_bytes_do_not_depend_on_how_the_work_was_shared(phantom: Path, ray_session: None, tmp_path: Path) -> None:
-    prepare(str(phantom), str(tmp_path / "whole"), CONFIG)
-    # The second run is stopped after some shards, loses one of them, and goes on.
-    interrupted = tmp_path / "interrupted"
-    shutil.copytree(tmp_path / "whole", interrupted)
-    for name in ("dataset.json", "shards/shard-00001.parquet", "annotations/instances_all.json"):
-        (interrupted / name).unlink()
-    shutil.rmtree(interrupted / "images")
-    (interrupted / "images").mkdir()
-    with pytest.raises(InputError, match="not finished"):
-        open_dataset(str(interrupted))
-    prepare(str(phantom), str(interrupted), CONFIG)
-    whole, again = _bytes_of(str(tmp_path / "whole")), _bytes_of(str(interrupted))
-    images = {name for name in whole if name.startswith("images/")}
-    assert {k: v for k, v in again.items() if k not in images} == {k: v for k, v in whole.items() if k not in images}
-    assert all(again[name] == whole[name] for name in images & set(again))
-
-
-def test_running_again_does_no_work(phantom: Path, ray_session: None, tmp_path: Path) -> None:
-    first = prepare(str(phantom), str(tmp_path / "out"), CONFIG)
-    before = (tmp_path / "out" / "shards" / "shard-00000.parquet").stat().st_mtime_ns
-    assert prepare(str(phantom), str(tmp_path / "out"), CONFIG) == first
-    assert (tmp_path / "out" / "shards" / "shard-00000.parquet").stat().st_mtime_ns == before
 
 
 def test_another_dataset_is_not_overwritten_unasked(phantom: Path, ray_session: None, tmp_path: Path) -> None:
@@ -163,20 +131,6 @@ def test_a_folder_of_somebody_else_is_left_alone(phantom: Path, ray_session: Non
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_shards_of_another_plan_and_broken_ones_are_written_anew(
-    phantom: Path, ray_session: None, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    wanted = prepare(str(phantom), str(tmp_path / "wanted"), CONFIG)
-    prepare(str(phantom), str(out), PrepareConfig(image_size=32, num_folds=3, shard_size=16))
-    (out / "dataset.json").unlink()
-    (out / "plan.json").write_bytes((tmp_path / "wanted" / "plan.json").read_bytes())
-    broken = out / "shards" / "shard-00000.parquet"
-    broken.write_bytes(broken.read_bytes()[:100])
-    assert prepare(str(phantom), str(out), CONFIG).fingerprint == wanted.fingerprint
-    assert _bytes_of(str(out)) == _bytes_of(str(tmp_path / "wanted"))
-
-
 def test_a_dataset_without_any_finding_left_is_no_dataset(phantom: Path, ray_session: None, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     shutil.copytree(phantom, raw)
@@ -196,16 +150,3 @@ def test_a_test_image_that_nobody_asks_for_is_told(phantom: Path, ray_session: N
     dataset = prepare(str(raw), str(tmp_path / "out"), CONFIG)
     assert set(image_sizes(dataset, "test")) == set(sample_submission_ids(dataset))
     assert "not listed in sample_submission.csv" in (tmp_path / "out" / "rejects.csv").read_text()
-
-
-def test_mended_files_give_another_fingerprint(phantom: Path, ray_session: None, tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
-    shutil.copytree(phantom, raw)
-    film = next((raw / "train").iterdir())
-    whole = film.read_bytes()
-    film.write_bytes(bytes(len(whole)))
-    first = prepare(str(raw), str(tmp_path / "out"), CONFIG)
-    film.write_bytes(whole)
-    second = prepare(str(raw), str(tmp_path / "out"), CONFIG, overwrite=True)
-    assert second.counts["train_images"] == first.counts["train_images"] + 1
-    assert second.fingerprint != first.fingerprint

@@ -12,6 +12,7 @@ from vbd import storage
 from vbd.boxes import as_boxes, to_prepared
 from vbd.config import PrepareConfig
 from vbd.data.coco import LabelledImage, select_folds, to_coco
+from vbd.data.prepared import SCHEMA
 from vbd.labels import CLASS_NAMES
 from vbd.reports.gallery import png
 
@@ -61,14 +62,14 @@ def write_dataset(folder: str, *, synthetic: bool = True) -> str:
     for name in IMAGES:
         storage.write_bytes(f"{folder}/images/{name}.png", png(rng.integers(90, 110, (SIZE, SIZE)).astype(np.uint8)))
     rows = {"image_id": list(IMAGES), "fold": [fold for fold, _ in IMAGES.values()], "original_hw": [list(HW)] * 6}
-    storage.write_table(f"{folder}/shards/shard-00000.parquet", pa.table(rows))
+    storage.write_table(f"{folder}/annotations/labels.parquet", pa.table(rows))
     storage.write_bytes(
         f"{folder}/sample_submission.csv", b"image_id,PredictionString\nt,14 1 0 0 1 1\nu,14 1 0 0 1 1\n"
     )
     rejects = "train.csv,7,x_min 9 >= x_max 4\ntrain.csv,8,x_min 3 >= x_max 1\ne.png,0,<script>alert(1)</script>\n"
     storage.write_bytes(f"{folder}/rejects.csv", f"file,row,reason\n{rejects}".encode())
     manifest = {
-        "schema": 1,
+        "schema": SCHEMA,
         "classes": CLASS_NAMES,
         "options": dataclasses.asdict(PrepareConfig(image_size=SIZE, num_folds=2)),
         "fingerprint": "f00d",

@@ -39,11 +39,12 @@ def open_dataset(location: str) -> PreparedDataset:
     """The prepared dataset in a folder; raises InputError when there is none, or one that is not finished."""
     manifest = storage.join(location, "dataset.json")
     if not storage.exists(manifest):
-        state = (
-            "preparing it was not finished"
-            if storage.exists(storage.join(location, "plan.json"))
-            else "no dataset.json"
-        )
+        names = storage.list_names(location)
+        if "augmented.json" in names:
+            raise InputError(
+                f"{location}: an augmented dataset, made to be handed on; give the prepared one it was made of"
+            )
+        state = "preparing it was not finished" if "plan.json" in names else "no dataset.json"
         raise InputError(
             f"{location}: not a prepared dataset ({state}); run python jobs/prepare.py --source RAW --output {location}"
         )
@@ -65,7 +66,9 @@ def open_dataset(location: str) -> PreparedDataset:
 
 
 def _options(content: dict[str, Any]) -> PrepareConfig:
-    return PrepareConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    return PrepareConfig(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+    )
 
 
 def labels_table_schema() -> "pa.Schema":

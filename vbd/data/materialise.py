@@ -1,0 +1,381 @@
+"""An augmented dataset on disk, to hand to others: images, COCO JSON, where each picture comes from, a contact sheet.
+
+It holds each abnormal image as often as its policy says and each normal image once. The pictures are drawn by the very
+functions that training draws with (`augment.policies`), each from a seed of its own that `provenance.csv` tells, so they do
+not depend on the number of workers. Partners of a mixed picture come from the same fold, so that a fold stays unseen.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vbd import storage
+from vbd.augment.policies import TransformName, apply_transform, draw_transform, draws_of
+from vbd.boxes import as_boxes
+from vbd.config import ImageFormat, Layout, Policy, PrepareConfig
+from vbd.data.coco import LabelledImage, select_folds, to_coco
+from vbd.data.images import decode_image, encode_image, suffix_of
+from vbd.data.prepare import prepare
+from vbd.data.prepare_tasks import count_in_ray, run_tasks
+from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
+from vbd.drawing import LAYER_COLOURS, Layer, contact_sheet, draw, png
+from vbd.errors import InputError
+from vbd.labels import name_of
+from vbd.records import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_VERSION = 1
+_MANIFEST, _PLAN = "augmented.json", "augmentation.json"
+_BASE = "prepared"
+# What E, which the study does not have, makes of an image by default.
+_COPIES_OF_E = 4
+_IMAGES_PER_TASK = 32
+_PROVENANCE = ("file_name", "source", "transform", "copy", "seed", "partners", "fold", "boxes_in", "boxes_out")
+# Contact sheet: how many images, and how large each picture is.
+_SHEET_IMAGES, _SHEET_SIDE = 4, 320
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What an augmented dataset is made by, besides the prepared one."""
+
+    policy: Policy
+    copies: int | None  # of each abnormal image, itself included; None is the policy's own number
+    seed: int
+
+    def transforms(self, labels: Sequence[int]) -> tuple[TransformName | None, ...]:
+        """What becomes of an image, picture by picture; None is a draw of the policy."""
+        if not len(labels) or self.policy == "A":
+            return ("original",)
+        if self.copies is not None:
+            return ("original", *(None,) * (self.copies - 1))
+        if self.policy == "E":
+            return ("original", *("competitors",) * (_COPIES_OF_E - 1))
+        return draws_of(self.policy, labels)
+
+
+def prepare_and_materialise(
+    source: str,
+    output: str,
+    config: PrepareConfig,
+    *,
+    policy: Policy | None = None,
+    copies: int | None = None,
+    layout: Layout = "auto",
+    overwrite: bool = False,
+    max_rejects: int | None = None,
+) -> str:
+    """Prepares raw data, and with a `policy` writes its augmented dataset; needs a Ray connection. Returns a summary.
+
+    With a policy, `source` may be a prepared dataset; raw data are prepared into `prepared/` below the output first.
+    """
+    if policy is None:
+        if copies is not None:
+            raise InputError(f"--copies {copies}: only an augmented dataset has copies; add --policy")
+        dataset = prepare(source, output, config, layout=layout, overwrite=overwrite, max_rejects=max_rejects)
+        return f"{output}: {_counts_told(dataset)}"
+    augmentation = Augmentation(policy, copies, config.seed)
+    _check(augmentation)
+    if storage.exists(storage.join(source, "dataset.json")):
+        dataset = open_dataset(source)
+        _check_options(dataset, config, source)
+    else:
+        base = storage.join(output, _BASE)
+        _check_output(output, None, overwrite=overwrite)
+        dataset = prepare(source, base, config, layout=layout, overwrite=overwrite, max_rejects=max_rejects)
+    return materialise(dataset, output, augmentation, overwrite=overwrite)
+
+
+def _counts_told(dataset: PreparedDataset) -> str:
+    counts = ", ".join(f"{name} {value}" for name, value in dataset.counts.items() if isinstance(value, int))
+    return counts + (" (synthetic)" if dataset.synthetic else "")
+
+
+def _check(augmentation: Augmentation) -> None:
+    copies = augmentation.copies
+    if copies is not None and copies < 1:
+        raise InputError(f"--copies {copies}: want 1 or more; the image itself is the first")
+    if augmentation.policy == "A" and copies not in (None, 1):
+        raise InputError(f"--copies {copies}: policy A has nothing but the image itself; leave --copies out")
+
+
+def _check_options(dataset: PreparedDataset, config: PrepareConfig, source: str) -> None:
+    """Options of preparing that a dataset which is prepared already cannot follow."""
+    default = PrepareConfig()
+    for field in dataclasses.fields(config):
+        wanted, have = getattr(config, field.name), getattr(dataset.options, field.name)
+        if field.name != "seed" and wanted not in (getattr(default, field.name), have):
+            raise InputError(f"--{field.name.replace('_', '-')} {wanted}: {source} is prepared already, with {have}")
+
+
+# -------------------------------------------------------------------------------------------------------------- dataset
+
+
+def materialise(dataset: PreparedDataset, output: str, augmentation: Augmentation, *, overwrite: bool = False) -> str:
+    """Writes the augmented dataset and returns a summary; goes on where an earlier run was stopped.
+
+    Raises InputError when the folder holds another one, or foreign files, and `overwrite` is not set.
+    """
+    _check(augmentation)
+    told = dataclasses.asdict(augmentation) | {"version": _VERSION, "dataset": dataset.fingerprint}
+    _check_output(output, told, overwrite=overwrite)
+    rows = read_rows(dataset, ["image_id", "fold", "labels"])
+    train = [row for row in rows.to_pylist() if row["fold"] != TEST_FOLD]
+    tasks = _tasks(train, told)
+    storage.delete_file(storage.join(output, _MANIFEST))
+    storage.write_json(storage.join(output, _PLAN), told)
+    stale = _stale(tasks, output)
+    total = sum(len(json.loads(task["image_ids"])) for task in stale)
+    place = {"location": dataset.location, "output": storage.absolute(output)}
+    run_tasks(
+        stale, _write_part, title=f"policy {augmentation.policy}", total=total, augmentation=augmentation, **place
+    )
+    return _publish(dataset, output, augmentation, tasks)
+
+
+def _check_output(output: str, told: dict[str, Any] | None, *, overwrite: bool) -> None:
+    """`told` is what is about to be written; None before it is known."""
+    names = set(storage.list_names(output))
+    if _PLAN not in names and names - {_BASE}:
+        raise InputError(f"{output}: holds other files and no augmented dataset of ours; choose an empty --output")
+    if told is None or overwrite or _PLAN not in names:
+        return
+    old = storage.read_object(storage.join(output, _PLAN))
+    other = next((name for name, value in told.items() if old.get(name) != value), None)
+    if other is not None:
+        raise InputError(
+            f"{output}: holds an augmented dataset of {other} {old.get(other)}, not {told[other]}; "
+            "choose another --output, or pass --overwrite"
+        )
+
+
+def _tasks(train: Sequence[dict[str, Any]], told: dict[str, Any]) -> list[dict[str, str]]:
+    """Each with its name, the ids of its images, and a key of all that its pictures follow from."""
+    tasks = []
+    for number, start in enumerate(range(0, len(train), _IMAGES_PER_TASK)):
+        image_ids = json.dumps([row["image_id"] for row in train[start : start + _IMAGES_PER_TASK]])
+        key = hashlib.sha256(json.dumps([told, image_ids], sort_keys=True).encode()).hexdigest()[:16]
+        tasks.append({"part": f"part-{number:05d}.json", "image_ids": image_ids, "key": key})
+    return tasks
+
+
+def _stale(tasks: Sequence[dict[str, str]], output: str) -> list[dict[str, str]]:
+    """The tasks whose part or one of whose pictures is missing, or was made of something else."""
+    files = storage.list_files(storage.join(output, "images"))
+    there = set(storage.list_names(storage.join(output, "parts")))
+    known = [task for task in tasks if task["part"] in there]
+    done = set()
+    for task, data in zip(
+        known, storage.read_many([storage.join(output, "parts", t["part"]) for t in known]), strict=True
+    ):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a broken part counts as none
+            part = json.loads(data)
+            whole = all(name in files and files[name].size == size for name, size in part["sizes"].items())
+            done |= {task["part"]} if whole and part["key"] == task["key"] else set()
+    return [task for task in tasks if task["part"] not in done]
+
+
+# -------------------------------------------------------------------------------------------------------------- workers
+
+
+class _Images:
+    """Random access to the training images of a prepared dataset; one in each worker process."""
+
+    def __init__(self, location: str):
+        dataset = open_dataset(location)
+        self._folder = storage.join(dataset.location, "images")
+        self._suffix = suffix_of(dataset.options.image_format)
+        # Pictures have 8 bits; one that is no other than its image is that image's very file, unless it has 16.
+        self.format: ImageFormat = "jpeg" if dataset.options.image_format == "jpeg" else "png"
+        self.keeps_files = dataset.options.image_format != "png16"
+        table = read_rows(dataset, ["image_id", "fold", "original_hw", "boxes", "labels", "readers"])
+        self._table: pa.Table = table
+        folds, labels = table["fold"].to_pylist(), table["labels"].to_pylist()
+        self._places = {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+        self._abnormal: dict[int, list[str]] = {}
+        for image_id, place in self._places.items():
+            if labels[place] and folds[place] != TEST_FOLD:
+                self._abnormal.setdefault(folds[place], []).append(image_id)
+
+    def file(self, image_id: str) -> bytes:
+        """The prepared file of an image."""
+        return storage.read_bytes(storage.join(self._folder, f"{image_id}{self._suffix}"))
+
+    def row(self, image_id: str) -> Row:
+        """The image, decoded, with its labels."""
+        row = self._table.slice(self._places[image_id], 1).to_pylist()[0]
+        return Row(
+            image_id=image_id,
+            fold=row["fold"],
+            image=decode_image(self.file(image_id)),
+            original_hw=np.asarray(row["original_hw"], np.int64),
+            boxes=as_boxes(row["boxes"]),
+            labels=np.asarray(row["labels"], np.int64),
+            readers=np.asarray(row["readers"], np.int64),
+        )
+
+    def partner(self, rng: np.random.Generator, fold: int) -> Row:
+        """An abnormal image of a fold."""
+        pool = self._abnormal[fold]
+        return self.row(pool[rng.integers(len(pool))])
+
+
+@functools.lru_cache(maxsize=1)
+def _images(location: str, fingerprint: str) -> _Images:  # the fingerprint only names what is cached
+    return _Images(location)
+
+
+def _write_part(task: dict[str, Any], *, location: str, output: str, augmentation: Augmentation) -> dict[str, int]:
+    """Runs in a Ray worker: the pictures of some images, then the part that describes them."""
+    import cv2
+
+    cv2.setNumThreads(0)  # one core per Ray task
+    images = _images(location, open_dataset(location).fingerprint)
+    rows, sizes = [], {}
+    for image_id in json.loads(task["image_ids"]):
+        source = images.row(image_id)
+        for copy, transform in enumerate(augmentation.transforms(source["labels"].tolist())):
+            row, data = _picture(images, source, copy, transform, augmentation)
+            storage.write_bytes(storage.join(output, "images", row["file_name"]), data)
+            rows.append(row)
+            sizes[row["file_name"]] = len(data)
+    told = {"key": task["key"], "rows": rows, "sizes": sizes}
+    storage.write_json(storage.join(output, "parts", task["part"]), told, compact=True)
+    count_in_ray("vbd_images_augmented", "Pictures written by jobs/prepare.py --policy", len(rows))
+    return {"images": len(json.loads(task["image_ids"])), "pictures": len(rows)}
+
+
+def _picture(
+    images: _Images, source: Row, copy: int, transform: TransformName | None, augmentation: Augmentation
+) -> tuple[dict[str, Any], bytes]:
+    """One picture of an image: its row of the part, and its file."""
+    seed = storage.stable_hash(f"{augmentation.seed} {source['image_id']} {copy}")
+    rng = np.random.default_rng(seed)
+    name = transform or draw_transform(augmentation.policy, source["labels"].tolist(), strength=1.0, rng=rng)
+    partners: list[Row] = []
+
+    def draw_partner(generator: np.random.Generator) -> Row:
+        partners.append(images.partner(generator, source["fold"]))
+        return partners[-1]
+
+    made = apply_transform(name, source, strength=1.0, rng=rng, draw_partner=draw_partner)
+    is_copy = name == "original" and images.keeps_files
+    data = images.file(source["image_id"]) if is_copy else encode_image(made["image"], images.format)
+    return {
+        "file_name": f"{source['image_id']}{f'__{copy}-{name}' if copy else ''}{suffix_of(images.format)}",
+        "source": source["image_id"],
+        "transform": name,
+        "copy": copy,
+        "seed": seed,
+        "partners": [row["image_id"] for row in partners],
+        "fold": source["fold"],
+        "boxes_in": sum(len(row["boxes"]) for row in (source, *partners)),
+        "boxes_out": len(made["boxes"]),
+        "boxes": made["boxes"].astype(float).tolist(),
+        "labels": made["labels"].tolist(),
+        "readers": made["readers"].tolist(),
+    }, data
+
+
+# -------------------------------------------------------------------------------------------------------------- publish
+
+
+def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, tasks: Sequence[dict[str, str]]) -> str:
+    """Merges the parts into COCO, provenance and contact sheet; the manifest comes last."""
+    parts = storage.read_many([storage.join(output, "parts", task["part"]) for task in tasks])
+    rows = [row for part in parts for row in json.loads(part)["rows"]]
+    document = _document(rows, dataset)
+    folds = range(dataset.options.num_folds)
+    documents = {"instances_all": document}
+    documents |= {f"instances_fold{k}": select_folds(document, {k}) for k in folds}
+    # What to validate on: a fold as it is, without its augmented pictures.
+    originals = _document([row for row in rows if row["copy"] == 0], dataset)
+    documents |= {f"originals_fold{k}": select_folds(originals, {k}) for k in folds}
+    for name, content in documents.items():
+        storage.write_json(storage.join(output, "annotations", f"{name}.json"), content, compact=True)
+    told = [{name: row[name] for name in _PROVENANCE} | {"partners": " ".join(row["partners"])} for row in rows]
+    storage.write_csv(storage.join(output, "provenance.csv"), told, _PROVENANCE)
+    storage.write_bytes(storage.join(output, "contact_sheet.png"), _contact_sheet(rows, output))
+    _remove_leftovers(output, {row["file_name"] for row in rows}, {task["part"] for task in tasks})
+    transforms = Counter(row["transform"] for row in rows)
+    counts = {
+        "pictures": len(rows),
+        "images": len({row["source"] for row in rows}),
+        "abnormal_images": len({row["source"] for row in rows if row["copy"] == 0 and row["labels"]}),
+        "pictures_of_abnormal_images": sum(1 for row in rows if row["boxes_in"]),
+        "boxes": sum(row["boxes_out"] for row in rows),
+        "boxes_that_vanished": sum(row["boxes_in"] - row["boxes_out"] for row in rows),
+        "transforms": dict(sorted(transforms.items())),
+    }
+    manifest = {"schema": _VERSION, "augmentation": dataclasses.asdict(augmentation), "dataset": dataset.fingerprint}
+    storage.write_json(storage.join(output, _MANIFEST), manifest | {"synthetic": dataset.synthetic, "counts": counts})
+    return (
+        f"{output}: policy {augmentation.policy}, {counts['pictures_of_abnormal_images']} pictures of "
+        f"{counts['abnormal_images']} abnormal images, {counts['images'] - counts['abnormal_images']} normal images, "
+        f"{counts['boxes']} boxes, {counts['boxes_that_vanished']} vanished"
+        + (" (synthetic)" if dataset.synthetic else "")
+    )
+
+
+def _document(rows: Sequence[dict[str, Any]], dataset: PreparedDataset) -> dict[str, Any]:
+    """COCO of the pictures, each with its source and transform."""
+    size = dataset.options.image_size
+    by_stem = {row["file_name"].rsplit(".", 1)[0]: row for row in rows}
+    pictures = [_labelled(stem, row, size) for stem, row in by_stem.items()]
+    suffix = "." + rows[0]["file_name"].rsplit(".", 1)[1]
+    document = to_coco(pictures, image_size=size, synthetic=dataset.synthetic, suffix=suffix)
+    for entry in document["images"]:
+        row = by_stem[entry["image_id"]]
+        entry |= {"source": row["source"], "transform": row["transform"]}
+    return document
+
+
+def _labelled(stem: str, row: dict[str, Any], size: int) -> LabelledImage:
+    boxes = as_boxes(row["boxes"])
+    return LabelledImage(
+        image_id=stem,
+        fold=row["fold"],
+        original_hw=(size, size),
+        boxes=boxes,
+        boxes_original=boxes,
+        labels=np.asarray(row["labels"], np.int64),
+        readers=np.asarray(row["readers"], np.int64),
+        rad_ids=[()] * len(boxes),
+    )
+
+
+def _contact_sheet(rows: Sequence[dict[str, Any]], output: str) -> bytes:
+    """The ground truth drawn on every picture of a few images, one line for each image."""
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_source.setdefault(row["source"], []).append(row)
+    # Images with as many kinds of pictures and as many classes as there are.
+    order = sorted(by_source, key=lambda i: (-len(by_source[i]), -len(set(by_source[i][0]["labels"])), i))
+    columns = len(by_source[order[0]])
+    chosen = [source for source in order if len(by_source[source]) == columns][:_SHEET_IMAGES]
+    pictures, captions = [], []
+    for source in chosen:
+        for row in by_source[source]:
+            image = decode_image(storage.read_bytes(storage.join(output, "images", row["file_name"])))
+            texts = [name_of(label) for label in row["labels"]]
+            layer = Layer(as_boxes(row["boxes"]), texts, LAYER_COLOURS[1], row["transform"])
+            grey = image if image.ndim == 2 else image[..., 0]
+            pictures.append(draw(grey, [layer], zoom=_SHEET_SIDE / len(image)))
+            captions.append(f"{row['transform']}  {source[:12]}")
+    return png(contact_sheet(pictures, captions, columns))
+
+
+def _remove_leftovers(output: str, images: set[str], parts: set[str]) -> None:
+    for part, names in (("images", images), ("parts", parts)):
+        for name in set(storage.list_names(storage.join(output, part))) - names:
+            storage.delete_file(storage.join(output, part, name))

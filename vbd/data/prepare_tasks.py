@@ -1,0 +1,48 @@
+"""Work of one kind spread over the cluster by Ray Data, with its progress and Ray's own metrics."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vbd.progress import Progress
+
+Task = dict[str, Any]
+
+
+def run_tasks(
+    tasks: Sequence[Task], worker: Callable[..., dict[str, int]], *, title: str, total: int, **options: Any
+) -> dict[str, int]:
+    """Calls `worker(task, **options)` for each task in Ray's workers and adds up the numbers that they return.
+
+    Each number named `images` counts towards `total`; the others are told beside the progress. Tasks carry file names,
+    not pixels: results are small, and the order in which they end does not matter.
+    """
+    import ray
+
+    sums: dict[str, int] = {}
+    if not tasks:
+        return sums
+    # A block for each task, so that Ray may hand them out one by one and do a lost one again.
+    results = ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map(
+        worker, fn_kwargs=options, num_cpus=1
+    )
+    with Progress(title, total, unit="images") as progress:
+        for result in results.iter_rows():
+            sums = {name: sums.get(name, 0) + value for name, value in result.items()}
+            progress.advance(
+                result["images"], note=", ".join(f"{n} {name}" for name, n in sums.items() if name != "images")
+            )
+    return sums
+
+
+def count_in_ray(name: str, description: str, count: int) -> None:
+    """Adds to a counter of Ray's metrics, which the dashboard shows when Prometheus runs; for workers."""
+    if count:
+        _counter(name, description).inc(count)
+
+
+@functools.cache
+def _counter(name: str, description: str) -> Any:
+    from ray.util.metrics import Counter
+
+    return Counter(name, description)
