@@ -3,9 +3,13 @@
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vbd import storage
 
@@ -19,6 +23,11 @@ MARKERS: tuple[str, ...] = ("circle", "square", "diamond", "triangle-up", "x", "
 DASHES: tuple[str, ...] = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 # Even in lightness, so that it survives grey printing: from plotly.
 COLOUR_SCALE = "Cividis"
+# Below this part of the scale white letters have more contrast than black ones (WCAG 2.1, relative luminance 0.18).
+_DARK_PART = 0.47
+# Light enough for black letters, white in the middle, and blue against orange for every kind of sight.
+_DIVERGING_SCALE = ("#4C9FCC", "#FFFFFF", "#EF9A55")
+_LONG_NAME = 8  # letters that stand under a column without being slanted
 
 Cell = str | int | float
 
@@ -100,17 +109,75 @@ def figure(*traces: object, height: int = 420, **layout: object) -> "go.Figure":
     return go.Figure(data=list(traces), layout=common | layout)
 
 
+def matrix(
+    shares: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    texts: Sequence[Sequence[str]],
+    hovers: Sequence[Sequence[str]],
+    low: float = 0,
+    high: float = 1,
+    diverging: bool = False,
+) -> "go.Figure":
+    """Numbers (n, m) as coloured cells between `low` and `high` with `texts` (n, m) in them; a NaN leaves a gap.
+
+    `hovers` (n, m) is told when the pointer rests on a cell. Row 0 is at the top. `diverging` is for numbers that are
+    best in the middle.
+    """
+    import plotly.graph_objects as go
+
+    heat = go.Heatmap(
+        z=np.round(shares, 4).tolist(),
+        x=list(columns),
+        y=list(rows),
+        text=[list(row) for row in hovers],
+        hovertemplate="%{text}<extra></extra>",
+        colorscale=_DIVERGING_SCALE if diverging else COLOUR_SCALE,
+        zmin=low,
+        zmax=high,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+    )
+    # Plotly's own choice of letter colour is hard to read on the middle of the scale.
+    known = [(i, j) for i, j in np.ndindex(shares.shape) if not np.isnan(shares[i, j])]
+    is_dark = [not diverging and shares[i, j] - low < _DARK_PART * (high - low) for i, j in known]
+    words = go.Scatter(
+        x=[columns[j] for _, j in known],
+        y=[rows[i] for i, _ in known],
+        text=[texts[i][j] for i, j in known],
+        mode="text",
+        textfont={"size": 11, "color": ["#ffffff" if dark else "#000000" for dark in is_dark]},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    is_wide = max(map(len, columns), default=0) > _LONG_NAME
+    axis = {"type": "category", "automargin": True, "showgrid": False, "zeroline": False}
+    side = axis | {"range": [len(rows) - 0.5, -0.5], "categoryarray": list(rows)}
+    # Slanted names end at their column: the row names leave room for them on the left.
+    foot = axis | {"range": [-0.5, len(columns) - 0.5], "categoryarray": list(columns), "tickangle": -45 * is_wide}
+    return figure(heat, words, height=80 + 28 * len(rows) + 80 * is_wide, xaxis=foot, yaxis=side)
+
+
 def label(text: object) -> str:
     """A text from a file, made safe for a plotly label, which reads a little HTML."""
     return html.escape(str(text), quote=False)
 
 
-def percent(share: float) -> str:
+def percent(value: float) -> str:
     """A share as a percentage; "-" for an unknown one."""
-    return "-" if math.isnan(share) else f"{share:.1%}"
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole as a percentage; "-" for a part of nothing."""
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 # ------------------------------------------------------------------------------------------------------------- blocks
+
+_NUMBER = ' class="number"'
 
 
 def _text(value: object) -> str:
@@ -157,7 +224,10 @@ def _block(block: "str | Plot | Table", *, name: str) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in table.columns)
+    head = "".join(
+        f'<th scope="col"{_NUMBER if _is_number_column(table, i) else ""}>{_text(column)}</th>'
+        for i, column in enumerate(table.columns)
+    )
     rows = "".join(f"<tr>{''.join(_cell(cell, first=i == 0) for i, cell in enumerate(row))}</tr>" for row in table.rows)
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{_text(table.caption)}"><table>'
@@ -168,10 +238,18 @@ def _table(table: Table) -> str:
 def _cell(value: Cell, *, first: bool) -> str:
     if first:
         return f'<th scope="row">{_text(_written(value))}</th>'
-    # Numbers stand in columns under each other; a text that holds one ("0.123 (0.1 to 0.2)") is one of them.
-    is_number = not isinstance(value, str) or value[:1].isdigit() or value in ("", "-")
-    opening = '<td class="number">' if is_number else "<td>"
-    return f"{opening}{_text(_written(value))}</td>"
+    return f"<td{_NUMBER if _is_number(value) else ''}>{_text(_written(value))}</td>"
+
+
+def _is_number(value: Cell) -> bool:
+    """Numbers stand in columns under each other; a text that holds one ("0.123 (0.1 to 0.2)") is one of them."""
+    if not isinstance(value, str) or value in ("", "-"):
+        return True
+    return re.fullmatch(r"[+-]?\d[\d.,%/ex+-]*", value.partition(" ")[0]) is not None
+
+
+def _is_number_column(table: Table, column: int) -> bool:
+    return column > 0 and all(_is_number(row[column]) for row in table.rows)
 
 
 def _written(value: Cell) -> str:
@@ -203,8 +281,15 @@ _DRAW = """
 const config = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]]};
 const specs = JSON.parse(document.getElementById("figures").textContent);
-document.querySelectorAll(".plot").forEach((place, i) =>
-  Plotly.newPlot(place, specs[i].data, specs[i].layout, config));
+const draw = async (place, spec) => {
+  try {
+    await Plotly.newPlot(place, spec.data, spec.layout, config);
+  } catch (error) {
+    place.textContent = `This figure could not be drawn (${error}); the tables of the page hold.`;
+    place.classList.add("failed");
+  }
+};
+document.querySelectorAll(".plot").forEach((place, i) => draw(place, specs[i]));
 """
 
 _STYLE = """
@@ -230,6 +315,8 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #e3e6ea; text-align: lef
 thead th { border-bottom: 2px solid #6b7480; }
 tbody th { font-weight: 600; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { text-align: right; }
+.failed { color: #8a1c00; font-weight: 600; }
 tbody tr:hover { background: #f4f7fa; }
 @media print { nav { display: none; } section { break-inside: avoid-page; } }
 """
