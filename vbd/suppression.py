@@ -1,4 +1,4 @@
-"""The older rules that weighted box fusion is compared with; arguments and result as in `vbd.fusing`.
+"""The other rules of fusing, which weighted box fusion is compared with; arguments and result as in `vbd.fusing`.
 
 Non-maximum weighted: Zhou et al., "CAD: Scale invariant framework for real-time object detection", 2017.
 Soft-NMS: Bodla et al., "Soft-NMS: Improving object detection with one line of code", 2017.
@@ -79,6 +79,27 @@ def soft_suppression(
     stays = decayed > min_score
     rows = order[stays]
     return in_order(boxes_xyxy[rows], decayed[stays], labels, images, rows, rows, np.arange(len(rows)))
+
+
+def mean_of_linked(boxes_xyxy: NDArray, labels: NDArray, images: NDArray, *, iou_threshold: float) -> Fused:
+    """The plain mean of all boxes of an image and label that are linked by an IoU above the threshold, be it via others.
+
+    boxes (n, 4), labels, images (n,); the score is the number of boxes.
+    """
+    order = canonical_order(
+        boxes_xyxy,
+        np.ones(len(labels)),
+        labels,
+        np.zeros(len(labels), np.int64),
+        images,
+        keep=np.ones(len(labels), bool),
+    )
+    starts = group_starts(images[order], labels[order])
+    component_of_row, first_rows = _link_kernel()(boxes_xyxy[order], starts, iou_threshold)
+    counts = np.bincount(component_of_row, minlength=len(first_rows))
+    sums = np.stack([np.bincount(component_of_row, column, len(first_rows)) for column in boxes_xyxy[order].T], axis=1)
+    means = sums / counts[:, None]
+    return in_order(means, counts.astype(np.float64), labels, images, order[first_rows], order, component_of_row)
 
 
 def _grouped(
@@ -180,3 +201,40 @@ def _soften(boxes: NDArray, scores: NDArray, starts: NDArray, thresholds: NDArra
                 if iou > thresholds[g]:
                     decayed[row] *= 1 - iou
     return decayed
+
+
+@functools.cache
+def _link_kernel() -> Callable:
+    import numba
+
+    return numba.njit(cache=True)(_link)
+
+
+def _link(boxes: NDArray, starts: NDArray, threshold: float) -> tuple[NDArray, NDArray]:
+    """Each row's connected component (n,), counted from 0, and the first row of each (m,); compiled."""
+    n = len(boxes)
+    component, first_rows, pending = np.full(n, -1), np.empty(n, np.int64), np.empty(n, np.int64)
+    used = 0
+    for g in range(len(starts) - 1):
+        for founder in range(starts[g], starts[g + 1]):
+            if component[founder] >= 0:
+                continue
+            component[founder] = used
+            first_rows[used] = founder
+            pending[0], waiting = founder, 1
+            while waiting > 0:
+                waiting -= 1
+                row = pending[waiting]
+                area = (boxes[row, 2] - boxes[row, 0]) * (boxes[row, 3] - boxes[row, 1])
+                for other in range(starts[g], starts[g + 1]):
+                    width = min(boxes[row, 2], boxes[other, 2]) - max(boxes[row, 0], boxes[other, 0])
+                    height = min(boxes[row, 3], boxes[other, 3]) - max(boxes[row, 1], boxes[other, 1])
+                    if component[other] >= 0 or width <= 0 or height <= 0:
+                        continue
+                    other_area = (boxes[other, 2] - boxes[other, 0]) * (boxes[other, 3] - boxes[other, 1])
+                    if width * height / (area + other_area - width * height) > threshold:
+                        component[other] = used
+                        pending[waiting] = other
+                        waiting += 1
+            used += 1
+    return component, first_rows[:used]
