@@ -113,7 +113,7 @@ def _prepare_tasks(raw: Path, config: PrepareConfig) -> tuple[list[dict[str, Any
 
 def _compare(name: str, plan: tuple[list[dict[str, Any]], dict[str, Any]], worker: Callable, folder: Path) -> None:
     """Both ways in turns, twice; the median of each."""
-    import ray
+    from vbd.data.prepare_tasks import spread
 
     tasks, options = plan
     rates: dict[str, list[float]] = {"pool": [], "ray": []}
@@ -128,8 +128,7 @@ def _compare(name: str, plan: tuple[list[dict[str, Any]], dict[str, Any]], worke
                 for result in workers.imap_unordered(functools.partial(worker, output=output, **options), tasks):
                     times.append((time.perf_counter(), result["images"]))
         else:
-            data = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-            for result in data.map(worker, fn_kwargs={"output": output, **options}, num_cpus=1).iter_rows():
+            for result in spread(tasks, worker, output=output, **options).iter_rows():
                 times.append((time.perf_counter(), result["images"]))
         rates[way].append(sum(n for _, n in times[2:]) / (times[-1][0] - times[1][0]))
         totals[way].append(time.perf_counter() - started)

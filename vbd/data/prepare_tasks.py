@@ -2,9 +2,12 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbd.progress import Progress
+
+if TYPE_CHECKING:
+    import ray.data
 
 Task = dict[str, Any]
 
@@ -33,6 +36,23 @@ def run_tasks(
                 result["images"], note=", ".join(f"{n} {name}" for name, n in sums.items() if name != "images")
             )
     return sums
+
+
+def spread(tasks: Sequence[Task], worker: Callable[..., Task], **options: Any) -> "ray.data.Dataset":
+    """What `worker(task, **options)` returns for each task, as a dataset that is computed when it is read."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    reserved = context.op_resource_reservation_enabled
+    # Ray Data keeps a part of the cores back for other operators. There is one only, and on two cores one of them would
+    # stand idle two thirds of the time.
+    context.op_resource_reservation_enabled = False
+    try:
+        # A block for each task, so that Ray may hand them out one by one and do a lost one again.
+        items = ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
+        return items.map(worker, fn_kwargs=options, num_cpus=1)
+    finally:
+        context.op_resource_reservation_enabled = reserved
 
 
 def count_in_ray(name: str, description: str, count: int) -> None:
