@@ -259,9 +259,9 @@ def test_a_prepared_dataset_is_not_prepared_otherwise(prepared: str, tmp_path: P
 
 @pytest.mark.parametrize(("policy", "pictures"), [("A", 4_394), ("B", 17_576), ("C", 30_758)])
 def test_the_real_labels_give_the_counts_of_the_study(policy, pictures: int) -> None:
-    from tests.data.real_data import annotations
+    from tests.data.real_data import competition_csv
 
-    table = pd.read_csv(annotations())
+    table = pd.read_csv(competition_csv())
     held = table[table["class_id"] < 14].groupby("image_id")["class_id"].agg(set)
     augmentation = Augmentation(policy, None, 0)
     assert sum(len(augmentation.transforms(sorted(labels))) for labels in held) == pictures

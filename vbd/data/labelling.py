@@ -108,6 +108,7 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
         min_readers=config.min_readers,
         readers=config.readers,
         without_readers=config.without_readers,
+        known_readers=set(found.readers["rad_id"]),
     )
     labelled, refused = _labelled_images(train_ids, fused, hw, paths, config)
     hashes = {i: bytes.fromhex(facts[i].perceptual_hash) for i in (*labelled, *test_ids) if facts[i].perceptual_hash}
