@@ -1,140 +1,222 @@
-"""COCO JSON: categories are matched by name, images by file name; a file called *test* describes the test part."""
+"""COCO JSON: categories are matched by name, images by file name; a file called *test* describes the test part.
+
+Boxes of crowds are boxes like others. Who drew a box (`rad_ids` of our own files) is not read: all boxes are a consensus.
+"""
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from vbd import storage
-from vbd.data.sources_tables import Source, assemble, box_table, fingerprint, image_table, list_images
-from vbd.errors import InputError
-from vbd.labels import NO_FINDING, label_of
+from vbd.data.sources_coco_files import Document, find_documents
+from vbd.data.sources_tables import (
+    ALL_REFUSED,
+    CONTRADICTED,
+    DUPLICATE,
+    IN_BOTH_PARTS,
+    PathIndex,
+    Source,
+    assemble,
+    box_table,
+    fingerprint,
+    image_table,
+    refuse_broken,
+    stem_of,
+)
+from vbd.labels import NO_FINDING
 from vbd.rejects import Reject, reject
+
+_Box = tuple[Any, ...]  # a row of `box_table`
+_Size = tuple[float, float]  # (height, width), NaN where it is not declared
+_UNKNOWN_SIZE = (math.nan, math.nan)
+_NO_BOX = (math.nan,) * 4
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image that a document lists, and its file."""
+
+    image_id: str
+    name: str  # of the file, relative to the folder
+    split: str
+    hw: _Size
 
 
 def read_coco(folder: str) -> Source:
     """Reads a folder with COCO annotations, or one JSON file; see `sources.read_source`."""
     import pandas as pd
 
-    root, documents = _documents(folder)
-    files = list_images(root, recursive=True)
-    by_name = dict(zip(files["name"], files["path"], strict=True))
-    by_base = {name.rsplit("/", 1)[-1]: path for name, path in by_name.items()}
-    entries: list[dict[str, Any]] = []
-    rows: list[tuple[Any, ...]] = []
-    rejects: list[Reject] = []
-    has_truth = False
-    for file in documents:
-        document = _read_document(file)
-        split = "test" if "test" in file.rsplit("/", 1)[-1] else "train"
-        images, bad_images = _images(document, file, split, by_name | by_base, {entry["image_id"] for entry in entries})
-        boxes, bad_boxes, lost = _boxes(document, file, {image["id"]: image["image_id"] for image in images})
-        rejects += bad_images + bad_boxes
-        rejects += [
-            reject(i["path"], 0, "its findings were all refused, and it is not normal")
-            for i in images
-            if i["image_id"] in lost
-        ]
-        entries += [image for image in images if image["image_id"] not in lost]
+    found = find_documents(folder)
+    listing = found.listing
+    files, broken = refuse_broken(listing.images)
+    usable, index = set(files["name"]), PathIndex(listing.images["name"])
+    entries: dict[str, _Entry] = {}  # by image id
+    rows: list[_Box] = []
+    lost: set[str] = set()
+    rejects = [*found.rejects, *broken]
+    for document in found.documents:
+        by_number, refused = _images(document, index, usable, entries)
+        entries = {entry.image_id: entry for entry in by_number.values()} | entries
+        boxes, refused_boxes, lost_here = _boxes(document, by_number)
         rows += boxes
-        has_truth = has_truth or (split == "test" and bool(boxes))
-    sizes = {entry["image_id"]: entry["hw"] for entry in entries}
-    listing = pd.DataFrame(
-        [(e["image_id"], e["path"], e["split"]) for e in entries], columns=["image_id", "path", "split"]
-    )
-    parts = [image_table(listing[listing["split"] == split], split, sizes) for split in ("train", "test")]
+        lost |= lost_here
+        rejects += [*refused, *refused_boxes]
+    lost -= {row[0] for row in rows}
+    path_of = dict(zip(files["name"], files["path"], strict=True))
+    rejects += [reject(path_of[entries[image_id].name], 0, ALL_REFUSED) for image_id in sorted(lost)]
+    if not found.is_single:
+        unlisted = sorted(usable - {entry.name for entry in entries.values()})
+        rejects += [reject(path_of[name], 0, "listed in no COCO file") for name in unlisted]
+    kept = {entry.name: entry for image_id, entry in entries.items() if image_id not in lost}
+    images = files[files["name"].isin(kept)]
+    splits = images["name"].map({name: entry.split for name, entry in kept.items()})
+    sizes = {entry.image_id: entry.hw for entry in kept.values()}
+    tables = [image_table(images[splits == split], split, sizes) for split in ("train", "test")]
     return assemble(
         "coco",
-        pd.concat(parts),
+        pd.concat(tables),
         box_table(rows),
-        has_truth=has_truth,
+        has_truth=any(document.split == "test" and document.annotations for document in found.documents),
         rejects=rejects,
-        synthetic=any(bool(_read_document(file).get("info", {}).get("synthetic")) for file in documents),
-        fingerprint=fingerprint([storage.read_bytes(file) for file in documents], files),
+        synthetic=found.synthetic,
+        fingerprint=fingerprint(found.texts, listing.images),
     )
-
-
-def _documents(folder: str) -> tuple[str, list[str]]:
-    """Where the images are looked for, and the JSON files to read: `instances_all.json` and the test part, else all."""
-    if folder.endswith(".json"):
-        return folder.rsplit("/", 1)[0], [folder]
-    below = storage.join(folder, "annotations")
-    where = below if any(name.endswith(".json") for name in storage.list_names(below)) else folder
-    names = [name for name in storage.list_names(where) if name.endswith(".json") and name != "SYNTHETIC.json"]
-    if "instances_all.json" in names:
-        tests = [name for name in ("instances_test.json", "image_info_test.json") if name in names]
-        names = ["instances_all.json", *tests[:1]]
-    if not names:
-        raise InputError(f"{folder}: no COCO JSON in it or in annotations/")
-    return folder, [storage.join(where, name) for name in names]
-
-
-def _read_document(file: str) -> dict[str, Any]:
-    document = storage.read_json(file)
-    missing = [key for key in ("images", "categories") if not isinstance(document, dict) or key not in document]
-    if missing:
-        raise InputError(f"{file}: no {missing[0]!r}; want COCO's images, annotations and categories")
-    return document
 
 
 def _images(
-    document: dict[str, Any], file: str, split: str, paths: dict[str, str], taken: set[str]
-) -> tuple[list[dict[str, Any]], list[Reject]]:
-    """Images that have a file, with `id` (the document's), `image_id`, `path`, `split`, `hw`."""
-    images, rejects, seen = [], [], set(taken)
-    for row, image in enumerate(document["images"], start=1):
-        name = str(image.get("file_name", ""))
-        base = name.rsplit("/", 1)[-1]
-        image_id, path = base.rsplit(".", 1)[0], paths.get(name) or paths.get(base)
-        if "id" not in image or not storage.is_safe_id(image_id):
-            rejects.append(reject(file, row, f"image {name!r} has no id or no safe file name"))
-        elif path is None:
-            rejects.append(reject(file, row, f"no image file {name}"))
-        elif image_id in seen:
-            rejects.append(reject(file, row, f"image {image_id} is listed twice"))
+    document: Document, index: PathIndex, usable: set[str], taken: Mapping[str, _Entry]
+) -> tuple[dict[Any, _Entry], list[Reject]]:
+    """The entry of each of the document's image numbers; `taken` are those of earlier documents, by image id.
+
+    An image that is listed again, under the same number or another, is the same image: its boxes come together.
+    """
+    rejects = []
+    listed: list[tuple[int, Any, _Entry]] = []
+    names_of = defaultdict(set)
+    for row, image in enumerate(document.images, start=1):
+        entry, reason = _entry(image, document, index, usable)
+        if entry is None:
+            rejects.append(reject(document.name, row, reason))
         else:
-            seen.add(image_id)
-            hw = (float(image.get("height") or math.nan), float(image.get("width") or math.nan))
-            images.append({"id": image["id"], "image_id": image_id, "path": path, "split": split, "hw": hw})
-    return images, rejects
+            listed.append((row, image["id"], entry))
+            names_of[image["id"]].add(entry.name)
+    by_number: dict[Any, _Entry] = {}
+    by_id = dict(taken)
+    for row, number, entry in listed:
+        first = by_id.get(entry.image_id, entry)
+        if len(names_of[number]) > 1:
+            reason = f"image number {number!r} is used for several files"
+        elif first.name != entry.name:
+            reason = f"another file has the same image id: {first.name!r}"
+        elif first.split != entry.split:
+            reason = IN_BOTH_PARTS
+        else:
+            reason = f"image {entry.name!r} is listed twice" if entry.image_id in by_id else ""
+            by_id[entry.image_id] = by_number[number] = first
+        rejects += [reject(document.name, row, reason)] if reason else []
+    return by_number, rejects
 
 
-def _boxes(
-    document: dict[str, Any], file: str, image_ids: dict[Any, str]
-) -> tuple[list[tuple[Any, ...]], list[Reject], set[str]]:
-    """Rows of `box_table`, what was refused, and the images whose findings were all refused."""
-    labels = _category_labels(document, file)
-    rows, rejects, lost = [], [], set()
-    for row, annotation in enumerate(document.get("annotations", ()), start=1):
-        image_id, label = image_ids.get(annotation.get("image_id")), labels.get(annotation.get("category_id"))
-        if label == NO_FINDING:
+def _entry(image: Any, document: Document, index: PathIndex, usable: set[str]) -> tuple[_Entry | None, str]:
+    """One of a document's images, or why it is refused."""
+    if not isinstance(image, dict) or not isinstance(image.get("id"), int | str) or not image.get("file_name"):
+        return None, "an image without 'id' or 'file_name'"
+    written = str(image["file_name"])
+    name = index.find(written)
+    if name is None or name not in usable:
+        return None, f"no usable image file {written!r}"
+    sides = (image.get("height"), image.get("width"))
+    if not all(sides):
+        return _Entry(stem_of(name), name, document.split, _UNKNOWN_SIZE), ""
+    hw = tuple(map(_number, sides))
+    if not all(math.isfinite(side) and side >= 1 for side in hw):
+        return None, f"height {sides[0]!r} and width {sides[1]!r} are not two positive numbers"
+    return _Entry(stem_of(name), name, document.split, (hw[0], hw[1])), ""
+
+
+def _number(value: Any) -> float:
+    """A number, NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _boxes(document: Document, entries: Mapping[Any, _Entry]) -> tuple[list[_Box], list[Reject], set[str]]:
+    """The document's boxes, what was refused, and the images of which a finding was refused."""
+    rows: dict[_Box, int] = {}  # in order; a dict for its quick `in`
+    rejects: list[Reject] = []
+    lost: set[str] = set()
+    normal: list[tuple[int, str]] = []
+    for row, annotation in enumerate(document.annotations, start=1):
+        entry, label, reason = _who(annotation, document, entries)
+        if entry is None:
+            rejects.append(reject(document.name, row, reason))
             continue
-        reason, corners = _corners(annotation)
-        if label is None:
-            reason = f"unknown category {annotation.get('category_id')}"
-        if image_id is None:
-            rejects.append(reject(file, row, f"annotation of an unknown image {annotation.get('image_id')}"))
-        elif reason or label is None:
-            rejects.append(reject(file, row, reason))
-            lost.add(image_id)
+        if label == NO_FINDING:
+            normal.append((row, entry.image_id))
+            continue
+        corners, fault = _corners(annotation, entry.hw)
+        box = (entry.image_id, label, *corners)
+        if reason or fault:
+            rejects.append(reject(document.name, row, reason or fault))
+            lost.add(entry.image_id)
+        elif box in rows:
+            rejects.append(reject(document.name, row, DUPLICATE))
         else:
-            rows.append((image_id, label, *corners))
-    return rows, rejects, lost - {row[0] for row in rows}
+            rows[box] = row
+    found = lost | {box[0] for box in rows}
+    rejects += [reject(document.name, row, CONTRADICTED) for row, image_id in normal if image_id in found]
+    return list(rows), sorted(rejects, key=lambda reject: reject["row"]), lost
 
 
-def _corners(annotation: dict[str, Any]) -> tuple[str, tuple[float, ...]]:
-    """Why a box is refused ("" when it is not), and its corners."""
-    try:
-        x, y, width, height = (float(value) for value in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
-        return f"bbox {annotation.get('bbox')!r} is not four numbers", ()
-    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
-        return f"bbox {annotation['bbox']!r} has no area", ()
-    return "", (x, y, x + width, y + height)
+def _who(annotation: Any, document: Document, entries: Mapping[Any, _Entry]) -> tuple[_Entry | None, int | None, str]:
+    """The image and the label of an annotation, and why it is refused when one of them is not known."""
+    if not isinstance(annotation, dict):
+        return None, None, "an annotation that is no object"
+    number, category = (annotation.get(key) for key in ("image_id", "category_id"))
+    entry = entries.get(number) if isinstance(number, int | str) else None
+    if entry is None:
+        return None, None, f"annotation of an unknown or refused image {number!r}"
+    name, label = document.categories.get(category, ("", None)) if isinstance(category, int | str) else ("", None)
+    return entry, label, "" if label is not None else f"unknown category {name or category!r}"
 
 
-def _category_labels(document: dict[str, Any], file: str) -> dict[Any, int]:
-    try:
-        return {category["id"]: label_of(str(category["name"])) for category in document["categories"]}
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-    except (KeyError, TypeError):
-        raise InputError(f"{file}: a category without 'id' or 'name'") from None
+def _corners(annotation: Mapping[str, Any], hw: _Size) -> tuple[tuple[float, ...], str]:
+    """Corners of an annotation's box, else of the box around its polygons, and why they are refused ("" if not)."""
+    bbox, polygons = annotation.get("bbox"), annotation.get("segmentation")
+    if bbox:
+        told, corners = f"bbox {str(bbox)[:80]!r}", _bbox_corners(bbox)
+    elif isinstance(polygons, list) and polygons:
+        told, corners = f"segmentation {str(polygons)[:80]!r}", _polygon_corners(polygons)
+    else:
+        return (), "no bbox, and no polygon to take one from"
+    if not all(map(math.isfinite, corners)):
+        return (), f"{told} holds no box of finite numbers"
+    x_min, y_min, x_max, y_max = corners
+    if x_min >= x_max or y_min >= y_max:
+        return (), f"{told} has no area"
+    height, width = hw
+    if x_max <= 0 or y_max <= 0 or x_min >= width or y_min >= height:
+        return (), f"{told} lies outside the image"
+    return corners, ""
+
+
+def _bbox_corners(bbox: Any) -> tuple[float, ...]:
+    """xyxy of COCO's xywh; NaN when it is none."""
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return _NO_BOX
+    x, y, width, height = map(_number, bbox)
+    return x, y, x + width, y + height
+
+
+def _polygon_corners(polygons: list[Any]) -> tuple[float, ...]:
+    """xyxy of the box around all polygons, each a list x1, y1, x2, y2, ...; NaN when one is none."""
+    if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in polygons):
+        return _NO_BOX
+    points = [(_number(x), _number(y)) for p in polygons for x, y in zip(p[::2], p[1::2], strict=True)]
+    if not points or not all(math.isfinite(value) for point in points for value in point):
+        return _NO_BOX
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)

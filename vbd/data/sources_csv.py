@@ -1,0 +1,96 @@
+"""A csv file as a table of text cells; a row that cannot be read becomes a reject with its line.
+
+Lines count from 1, the header included, as an editor shows them.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vbd.data.sources_tables import decode_text
+from vbd.errors import InputError
+from vbd.rejects import Reject, reject
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_UNDECODED = "\ufffd"
+# What people save a table with instead of commas.
+_OTHER_SEPARATORS = (";", "\t", "|")
+
+
+def read_csv(
+    data: bytes, *, file: str, needed: Sequence[Sequence[str]], optional: Sequence[str] = ()
+) -> "tuple[pd.DataFrame, list[Reject]]":
+    """The wanted columns, stripped text in every cell, and `line`; other columns are left out.
+
+    Of each group in `needed` at least one column must be there, `optional` ones may be. Raises InputError for what is no
+    csv table with these columns and at least one row; blank lines are passed over.
+    """
+    import pandas as pd
+
+    name = file.rsplit("/", 1)[-1]
+    text = _text(data, file)
+    header, rows, lines = _parse(text, file)
+    columns = _columns(header, needed, optional, file=file)
+    width, is_undecoded = len(header), _UNDECODED in text
+    rejects: list[Reject] = []
+    kept, kept_lines = [], []
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != width and (len(row) < width or "".join(row[width:]).strip()):
+            rejects.append(reject(name, line, f"{len(row)} cells, but {width} columns in the header"))
+        elif is_undecoded and any(_UNDECODED in row[at] for at in columns.values()):
+            rejects.append(reject(name, line, "not UTF-8 text"))
+        else:
+            kept.append(row)
+            kept_lines.append(line)
+    if not rows:
+        raise InputError(f"{file}: no rows below the header; fetch it again")
+    table = pd.DataFrame({key: [row[at].strip() for row in kept] for key, at in columns.items()}, dtype=object)
+    table["line"] = pd.Series(kept_lines, dtype="int64")
+    return table, rejects
+
+
+def _text(data: bytes, file: str) -> str:
+    """The file's text; bytes that are no UTF-8 are marked, unless they stand in the header."""
+    if not data.strip():
+        raise InputError(f"{file}: empty file; fetch it again")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        decode_text(data.split(b"\n", 1)[0], file=file)
+        return data.decode("utf-8-sig", errors="replace")
+
+
+def _parse(text: str, file: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """The header, the rows that are not blank, and their lines."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows, lines = [], []
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        for row in reader:
+            if "".join(row).strip():
+                rows.append(row)
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise InputError(f"{file}:{reader.line_num}: not a csv table ({error})") from None
+    for separator in _OTHER_SEPARATORS:
+        if len(header) == 1 and separator in header[0]:
+            raise InputError(f"{file}:1: separated by {separator!r}; save it as a csv separated by commas")
+    return header, rows, lines
+
+
+def _columns(
+    header: list[str], needed: Sequence[Sequence[str]], optional: Sequence[str], *, file: str
+) -> dict[str, int]:
+    """Where each wanted column stands."""
+    for group in needed:
+        if not any(name in header for name in group):
+            wanted, have = " or ".join(repr(name) for name in group), ", ".join(header)[:200]
+            raise InputError(f"{file}:1: no column {wanted}; the columns are {have}")
+    wanted_names = [*(name for group in needed for name in group), *optional]
+    repeated = [name for name in wanted_names if header.count(name) > 1]
+    if repeated:
+        raise InputError(f"{file}:1: more than one column {repeated[0]!r}; leave one")
+    return {name: header.index(name) for name in wanted_names if name in header}
