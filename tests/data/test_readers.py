@@ -91,14 +91,11 @@ def test_nms_keeps_the_box_that_the_others_agree_with_most() -> None:
 
 
 def test_nms_counts_a_reader_who_drew_twice_once() -> None:
-    """R9's two boxes fit each other and R8's a little; the boxes of R8 and R10, two readers, fit each other better."""
+    """R9's first box lies between the other readers'; added up, R9's two would make R8's the best."""
     twice = readings(
-        ("a", "R9", 3, 0, 0, 100, 100),
-        ("a", "R9", 3, 0, 0, 100, 99),
-        ("a", "R8", 3, 30, 0, 130, 100),
-        ("a", "R10", 3, 32, 0, 132, 100),
+        *(("a", name, 3, x, 0, x + 100, 100) for name, x in (("R8", 0), ("R9", 2), ("R9", 5), ("R10", 15)))
     )
-    assert corners(fuse_readers(twice, method="nms")) == [[30, 0, 130, 100]]
+    assert corners(fuse_readers(twice, method="nms")) == [[2, 0, 102, 100]]
 
 
 def test_nmw_weighs_boxes_by_agreement_and_overlap_with_the_best() -> None:

@@ -63,8 +63,7 @@ def fuse_readers(
     labels = chosen["label"].to_numpy(np.int64)
     images, image_ids = _codes(chosen["image_id"])
     who, names = _codes(chosen["rad_id"])
-    # From here on boxes come in an order of their own, in which readers tell only equal boxes apart.
-    order = np.lexsort((who, *corners.T[::-1], labels, images))
+    order = np.lexsort((labels, images))
     corners, labels, images, who = corners[order], labels[order], images[order], who[order]
     agreement, supporters = _kernel()(corners, who, group_starts(images, labels), iou_threshold, len(names))
     fused = _fused(corners, labels, images, agreement, method=method, iou_threshold=iou_threshold)
