@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from tests.data.source_folders import HEADER, ROWS, png, put
+from tests.data.source_folders import HEADER, ROWS, png, put, refused
+from vbd import storage
 from vbd.data.sources import describe, detect_kind, read_source
 from vbd.data.sources_tables import IMAGE_COLUMNS, PathIndex, list_folder
 from vbd.errors import InputError
@@ -88,22 +89,36 @@ def test_source_is_told_in_one_line(tmp_path, files, told):
     assert describe(read_source(put(tmp_path, **files))) == told
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        CSV | {"test/t.png": png()},
-        {"images/a.png": png(), "labels/a.txt": "3 .5 .5 .5 .5", "test/t.png": png()},
-        {"a.png": png(), "annotations/all.json": COCO},
-    ],
-    ids=["competition", "yolo", "coco"],
-)
-def test_tables_of_all_layouts_are_alike(tmp_path, files):
-    source = read_source(put(tmp_path, **files))
+LAYOUTS = {
+    "competition": CSV | {"test/t.png": png()},
+    "yolo": {"images/a.png": png(), "labels/a.txt": "3 .5 .5 .5 .5", "labels/b.txt": "", "test/t.png": png()},
+    "coco": {"a.png": png(), "annotations/all.json": COCO, "annotations/other.json": "[]"},
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_tables_of_all_layouts_are_alike(tmp_path, kind):
+    source = read_source(put(tmp_path, **LAYOUTS[kind]))
+    assert source.kind == kind
     assert tuple(source.images.columns) == IMAGE_COLUMNS
     types = {"height": "float64", "width": "float64", "size": "int64", "mtime_ns": "int64"}
     assert source.images.dtypes.astype(str).to_dict() == dict.fromkeys(IMAGE_COLUMNS, "object") | types
     assert source.readings.dtypes.astype(str).tolist() == ["object", "object", "int64", *["float64"] * 4]
     assert source.readers.dtypes.astype(str).tolist() == ["object", "object"]
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_source_in_an_object_store_is_read_as_on_disk(tmp_path, s3_bucket, kind):
+    place = f"{s3_bucket}/sources-{kind}"
+    storage.copy_folder(put(tmp_path, **LAYOUTS[kind]), place)
+    on_disk, in_store = read_source(str(tmp_path)), read_source(place)
+    assert in_store.fingerprint == on_disk.fingerprint
+    assert in_store.images["path"].tolist() == [
+        f"{place}{path[len(str(tmp_path)) :]}" for path in on_disk.images["path"]
+    ]
+    assert in_store.images["size"].tolist() == on_disk.images["size"].tolist()
+    assert in_store.readings.equals(on_disk.readings)
+    assert refused(in_store) == refused(on_disk)
 
 
 def test_listing_tells_sizes_and_times_of_files_at_any_depth(tmp_path):

@@ -212,6 +212,13 @@ def test_image_that_lost_all_its_findings_is_not_called_normal(folder):
     assert ("a.png", 0, "its findings were all refused, and it is not normal") in refused(source)
 
 
+@pytest.mark.parametrize("row", ["a,Cardiomegaly,3,R8,10,20,30", "a,Cardiomegaly,3,R8,1,2,3,4,5", "a"])
+def test_image_of_an_unreadable_row_is_not_called_normal(folder, row):
+    source = read_source(folder([*NORMAL, row, "a,No finding,14,R9,,,,"]))
+    assert ids(source) == ["b"]
+    assert ("a.png", 0, "its findings were all refused, and it is not normal") in refused(source)
+
+
 def test_no_finding_beside_a_refused_finding_of_the_same_reader_is_refused(folder):
     rows = [*NORMAL, "a,Cardiomegaly,3,R8,30,20,10,40", "a,No finding,14,R8,,,,", "a,Cardiomegaly,3,R9,10,20,30,40"]
     source = read_source(folder(rows))
@@ -418,7 +425,7 @@ def test_fingerprint_follows_labels_and_images_but_not_their_place(folder, tmp_p
         (HEADER.replace(",", "\t").encode() + b"\na", r"train\.csv:1: separated by '\\t'"),
         (HEADER.encode() + b'\na,"b\n', r"train\.csv:2: not a csv table \(unexpected end of data\)"),
         (HEADER.encode("utf-16"), r"train\.csv:1: not UTF-8 text \(byte 0xff\); save it as UTF-8"),
-        (HEADER.encode() + b"\na,3\n", r"none of its training images can be used; most often .*a\.png"),
+        (HEADER.encode() + b"\na,3\n", r"none of its training images can be used; most often .*:2: 2 cells"),
         (HEADER.encode() + b"\n" + ROWS[0].replace("a,", "a.png,").encode(), "none of its training images"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vbd import storage
-from vbd.data.sources_csv import read_csv
+from vbd.data.sources_csv import read_csv, readable_rows
 from vbd.data.sources_rows import NEEDED_COLUMNS, OPTIONAL_COLUMNS, parse_rows, refusals, usable_ids
 from vbd.data.sources_sizes import Sizes, check_scale, refuse_unsized, told_sizes
 from vbd.data.sources_tables import (
@@ -40,15 +40,13 @@ def read_competition(folder: str) -> Source:
 
     names = storage.list_names(folder)
     name, data = _train_csv(folder, names)
-    table, row_rejects = read_csv(
-        data, file=storage.join(folder, name), needed=NEEDED_COLUMNS, optional=OPTIONAL_COLUMNS
-    )
+    table = read_csv(data, file=storage.join(folder, name), needed=NEEDED_COLUMNS, optional=OPTIONAL_COLUMNS)
     sizes = told_sizes(folder, names, table)
     parts, image_rejects = _list_parts(folder, sizes)
     rows = parse_rows(table)
     reasons = refusals(rows, known_ids=set(parts["train"]["image_id"]), sizes=sizes.hw)
     lines = rows["line"].tolist()
-    row_rejects += [reject(name, lines[at], reasons[at]) for at in np.flatnonzero(reasons != "")]
+    row_rejects = [reject(name, lines[at], reasons[at]) for at in np.flatnonzero(reasons != "")]
     usable = usable_ids(rows, reasons)
     kept = rows[(reasons == "") & rows["image_id"].isin(usable)]
     listed = pd.concat(parts.values())
@@ -132,13 +130,10 @@ def _truth(
         return None, {}
     file = storage.join(folder, name)
     data = storage.read_bytes(file)
-    table, rejects = read_csv(data, file=file, needed=NEEDED_COLUMNS)
-    rows = parse_rows(table)
+    rows = parse_rows(read_csv(data, file=file, needed=NEEDED_COLUMNS))
     reasons = refusals(rows, known_ids=set(test["image_id"]), sizes=sizes.hw)
-    lines = rows["line"].tolist()
-    rejects += [reject(name, lines[at], reasons[at]) for at in np.flatnonzero(reasons != "")]
-    for fault in sorted(rejects, key=lambda row: row["row"])[:1]:
-        raise InputError(f"{file}:{fault['row']}: {fault['reason']}; mend the row or remove the file")
+    for at in np.flatnonzero(reasons != "")[:1]:
+        raise InputError(f"{file}:{rows['line'].tolist()[at]}: {reasons[at]}; mend the row or remove the file")
     return in_order(rows[rows["label"] != NO_FINDING], TRUTH_COLUMNS), {name: data}
 
 
@@ -153,7 +148,7 @@ def _sample_submission(
     data = storage.read_bytes(file)
     if not len(test) and len(data.splitlines()) <= 1:  # a data set without a test part
         return [], {name: data}, []
-    table, rejects = read_csv(data, file=file, needed=(("image_id",),))
+    table, rejects = readable_rows(read_csv(data, file=file, needed=(("image_id",),)), name)
     known, seen = set(test["image_id"]), set()
     for image_id, line in zip(table["image_id"].tolist(), table["line"].tolist(), strict=True):
         if image_id in seen:

@@ -1,4 +1,4 @@
-"""A csv file as a table of text cells; a row that cannot be read becomes a reject with its line.
+"""A csv file as a table of text cells, in which each row knows its line and what is wrong with it.
 
 Lines count from 1, the header included, as an editor shows them.
 """
@@ -7,6 +7,8 @@ import csv
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vbd.data.sources_tables import decode_text
 from vbd.errors import InputError
@@ -22,34 +24,36 @@ _OTHER_SEPARATORS = (";", "\t", "|")
 
 def read_csv(
     data: bytes, *, file: str, needed: Sequence[Sequence[str]], optional: Sequence[str] = ()
-) -> "tuple[pd.DataFrame, list[Reject]]":
-    """The wanted columns, stripped text in every cell, and `line`; other columns are left out.
+) -> "pd.DataFrame":
+    """The wanted columns, stripped text in every cell, `line`, and `fault`: why a row cannot be read, "" when it can.
 
     Of each group in `needed` at least one column must be there, `optional` ones may be. Raises InputError for what is no
     csv table with these columns and at least one row; blank lines are passed over.
     """
     import pandas as pd
 
-    name = file.rsplit("/", 1)[-1]
     text = _text(data, file)
     header, rows, lines = _parse(text, file)
-    columns = _columns(header, needed, optional, file=file)
-    width, is_undecoded = len(header), _UNDECODED in text
-    rejects: list[Reject] = []
-    kept, kept_lines = [], []
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != width and (len(row) < width or "".join(row[width:]).strip()):
-            rejects.append(reject(name, line, f"{len(row)} cells, but {width} columns in the header"))
-        elif is_undecoded and any(_UNDECODED in row[at] for at in columns.values()):
-            rejects.append(reject(name, line, "not UTF-8 text"))
-        else:
-            kept.append(row)
-            kept_lines.append(line)
     if not rows:
         raise InputError(f"{file}: no rows below the header; fetch it again")
-    table = pd.DataFrame({key: [row[at].strip() for row in kept] for key, at in columns.items()}, dtype=object)
-    table["line"] = pd.Series(kept_lines, dtype="int64")
-    return table, rejects
+    columns = _columns(header, needed, optional, file=file)
+    width, is_undecoded = len(header), _UNDECODED in text
+    faults = [""] * len(rows)
+    for at, row in enumerate(rows):
+        if len(row) != width and (len(row) < width or "".join(row[width:]).strip()):
+            faults[at] = f"{len(row)} cells, but {width} columns in the header"
+            rows[at] = row + [""] * (width - len(row))
+        elif is_undecoded and any(_UNDECODED in row[column] for column in columns.values()):
+            faults[at] = "not UTF-8 text"
+    cells = {name: [row[column].strip() for row in rows] for name, column in columns.items()}
+    return pd.DataFrame(cells | {"fault": faults}, dtype=object).assign(line=np.array(lines, np.int64))
+
+
+def readable_rows(table: "pd.DataFrame", name: str) -> "tuple[pd.DataFrame, list[Reject]]":
+    """The rows of `read_csv` without those that cannot be read; `name` is the file's, for the rejects."""
+    broken = table[table["fault"] != ""]
+    rejects = [reject(name, line, fault) for line, fault in zip(broken["line"], broken["fault"], strict=True)]
+    return table[table["fault"] == ""].reset_index(drop=True), rejects
 
 
 def _text(data: bytes, file: str) -> str:

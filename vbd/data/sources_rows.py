@@ -31,7 +31,7 @@ def parse_rows(table: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    rows = table[["image_id", "line"]].copy()
+    rows = table[["image_id", "line", "fault"]].copy()
     rows["rad_id"] = _each(_reader_name, table["rad_id"]) if "rad_id" in table else CONSENSUS
     readings = {"class_id": _label_of_number, "class_name": _label_of_name}
     labels = [_each(read, table[column]) for column, read in readings.items() if column in table]
@@ -68,6 +68,7 @@ def refusals(
     x_min, y_min, x_max, y_max = corners.T
     box = "'{x_min_text} {y_min_text} {x_max_text} {y_max_text}'"  # quoted, so that equal reasons are counted together
     checks = (
+        (rows["fault"] != "", "{fault}"),
         (~is_safe, "image id {image_id!r} cannot be a file name"),
         (~is_known, "no usable image file for {image_id!r}"),
         (rows["rad_id"] == "", "no rad_id"),

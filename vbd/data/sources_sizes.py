@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vbd import storage
-from vbd.data.sources_csv import read_csv
+from vbd.data.sources_csv import read_csv, readable_rows
 from vbd.data.sources_tables import DICOM_SUFFIXES, read_sizes
 from vbd.errors import InputError
 from vbd.rejects import Reject, reject
@@ -48,7 +48,7 @@ def told_sizes(folder: str, names: list[str], labels: "pd.DataFrame") -> Sizes:
             texts[name] = storage.read_bytes(file)
             if name == "test.csv" and b"width" not in texts[name].split(b"\n", 1)[0]:
                 continue  # a list of ids
-            table, refused = read_csv(texts[name], file=file, needed=_NEEDED)
+            table, refused = readable_rows(read_csv(texts[name], file=file, needed=_NEEDED), name)
             table = table.rename(columns={"dim0": "height", "dim1": "width"})
             tables.append(table.loc[:, ~table.columns.duplicated()].assign(file=name))
             rejects += refused
