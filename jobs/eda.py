@@ -7,8 +7,8 @@ def eda(*, data: str, output: str, picture: str | None = None) -> None:
     """Write what a prepared dataset holds as one HTML page that works offline.
 
     Args:
-        data: Folder of a prepared dataset.
-        output: The page, an HTML file.
+        data: Folder of a prepared dataset, a path or a URI.
+        output: The page, an HTML file; a path or a URI such as s3://bucket/eda.html.
         picture: Also write a PNG of one image with its readers' boxes beside the fused ones.
     """
     from vbd.reports.eda import write_eda

@@ -10,10 +10,11 @@ from vbd.errors import InputError
 from vbd.reports.eda import write_eda
 
 
-@pytest.fixture
-def page(dataset: str, tmp_path: Path) -> str:
-    write_eda(dataset, str(tmp_path / "eda.html"))
-    return (tmp_path / "eda.html").read_text()
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("eda")
+    write_eda(write_dataset(str(folder / "data")), str(folder / "eda.html"))
+    return (folder / "eda.html").read_text()
 
 
 def test_the_report_is_self_contained_and_says_synthetic(page: str) -> None:
@@ -39,6 +40,17 @@ def test_the_tables_hold_the_counts(page: str) -> None:
     assert sizes["Nodule/Mass"] == ["0.29%", "100.0%", "100.0%", "100.0%", "100.0%"]
     assert sizes["Aortic enlargement"] == ["-"] * 5
     assert sizes["all"] == ["", "100.0%", "100.0%", "100.0%", "100.0%"]
+
+
+def test_the_overview_tells_how_the_boxes_were_fused(dataset: str, tmp_path: Path) -> None:
+    manifest = storage.read_json(f"{dataset}/dataset.json")
+    options = manifest["options"] | {"min_readers": 2, "without_readers": ["R9", "R7"], "fusion": "nmw"}
+    storage.write_json(f"{dataset}/dataset.json", manifest | {"options": options})
+    write_eda(dataset, str(tmp_path / "eda.html"))
+    overview = rows_of((tmp_path / "eda.html").read_text(), "The dataset in a few numbers")
+    rules = "nmw at IoU 0.4; drawn by 2 or more; readers heard: not R9, not R7"
+    assert overview["boxes after fusing the readers"] == [f"3 ({rules})"]
+    assert overview["prepared image"] == ["64 px, stretch, png, grey"]
 
 
 def test_the_readers_are_told_apart(page: str) -> None:

@@ -21,7 +21,7 @@ from vbd.reports.census import (
 from vbd.reports.eda_boxes import boxes_on_an_image, classes, classes_together, positions, sizes
 from vbd.reports.eda_readers import folds, readers
 from vbd.reports.gallery import data_uri, read_image, reader_layers
-from vbd.reports.page import Cell, Picture, Section, Table, percent, write_page
+from vbd.reports.page import Cell, Picture, Section, Table, share, write_page
 
 _THRESHOLDS = (0.1, 0.2)
 _SAMPLES = 9
@@ -61,20 +61,25 @@ def _overview(census: Census, boxes: AllBoxes) -> Section:
     counts, options = census.dataset.counts, census.dataset.options
     normal = sum(not labels for labels in census.label_sets)
     sets = sorted({read for _, read in images_by_votes(census)})
-    kept = f", drawn by {options.min_readers} or more" if options.min_readers > 1 else ""
-    look = f"{options.image_size} px, {options.resize}, {options.image_format}, {options.channels}"
+    heard = [*options.readers, *(f"not {name}" for name in options.without_readers)]
+    rules = [
+        f"{options.fusion} at IoU {options.fusion_iou:g}",
+        *([f"drawn by {options.min_readers} or more"] if options.min_readers > 1 else []),
+        *([f"readers heard: {', '.join(heard)}"] if heard else []),
+    ]
     rows = [
         ("training images", f"{len(census.truths):,}"),
-        ("of them normal", f"{normal:,} ({percent(normal / max(1, len(census.truths)))})"),
+        ("of them normal", f"{normal:,} ({share(normal, len(census.truths))})"),
         ("test images", f"{counts.get('test_images', 0):,}"),
+        ("test images that look like a training image", f"{counts.get('test_lookalikes', 0):,}"),
         ("boxes that readers drew", f"{len(census.readings):,}"),
-        ("boxes after fusing the readers", f"{len(boxes.labels):,} ({options.fusion} at IoU {options.fusion_iou:g}{kept})"),
+        ("boxes after fusing the readers", f"{len(boxes.labels):,} ({'; '.join(rules)})"),
         ("readers", f"{census.readers['rad_id'].nunique():,}"),
         ("readers of one image", " or ".join(map(str, sets)) or "-"),
         ("folds", f"{options.num_folds}"),
         ("refused files and rows", f"{counts.get('rejects', 0):,}"),
-        ("prepared image", look),
-    ]  # fmt: skip
+        ("prepared image", f"{options.image_size} px, {options.resize}, {options.image_format}, {options.channels}"),
+    ]
     return Section("Overview", [Table("The dataset in a few numbers", ("", "value"), rows)])
 
 

@@ -30,7 +30,7 @@ from vbd.reports.page import (
 
 _SIZES = (256, 512, 768, 1024)
 _SIDES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
-_SIDE_TITLE = "side of a square of equal area, share of the image's side"
+_SIDE_TITLE = "square root of the share of the image's area"
 
 
 def classes(census: Census, boxes: AllBoxes) -> Section:
@@ -50,14 +50,8 @@ def classes(census: Census, boxes: AllBoxes) -> Section:
         )
         for k in range(agreed.shape[1])
     ]
-    plot = figure(
-        *bars,
-        height=520,
-        barmode="stack",
-        xaxis_title="fused boxes",
-        yaxis={"automargin": True},
-        legend={"traceorder": "normal"},
-    )
+    layout = {"barmode": "stack", "xaxis_title": "fused boxes", "legend": {"traceorder": "normal"}}
+    plot = figure(*bars, height=520, yaxis={"automargin": True}, **layout)
     rows = [
         (CLASS_NAMES[i], int(images[i]), int(drawn[i]), int(fused[i]), *agreed[i].tolist(), share(agreed[i, 0], fused[i]))
         for i in reversed(order)
@@ -189,15 +183,10 @@ def positions(boxes: AllBoxes) -> Section:
         )
         grid.add_trace(trace, row=row + 1, col=column + 1)
     grid.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed")
-    grid.update_layout(figure(height=800).layout).update_layout(
-        coloraxis={
-            "colorscale": COLOUR_SCALE,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": "of the<br>peak", "tickformat": ".0%"},
-        },
-        margin={"l": 20, "r": 20, "t": 70, "b": 20},
-    )
+    colours = {"colorscale": COLOUR_SCALE, "cmin": 0, "cmax": 1}
+    colours |= {"colorbar": {"title": "of the<br>peak", "tickformat": ".0%"}}
+    grid.update_layout(figure(height=800, margin={"l": 20, "r": 20, "t": 70, "b": 20}).layout)
+    grid.update_layout(coloraxis=colours)
     grid.update_annotations(font_size=12)
     caption = (
         "How many of a class's boxes cover a place of the image, as a share of the place that most of them cover (the "

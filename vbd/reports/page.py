@@ -141,23 +141,37 @@ def matrix(
         ygap=1,
     )
     # Plotly's own choice of letter colour is hard to read on the middle of the scale.
-    known = [(i, j) for i, j in np.ndindex(shares.shape) if not np.isnan(shares[i, j])]
-    is_dark = [not diverging and shares[i, j] - low < _DARK_PART * (high - low) for i, j in known]
-    words = go.Scatter(
-        x=[columns[j] for _, j in known],
-        y=[rows[i] for i, _ in known],
-        text=[texts[i][j] for i, j in known],
-        mode="text",
-        textfont={"size": 11, "color": ["#ffffff" if dark else "#000000" for dark in is_dark]},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    is_dark = np.zeros(shares.shape, bool) if diverging else shares - low < _DARK_PART * (high - low)
+    words = _words_of_matrix(texts, rows, columns, is_known=~np.isnan(shares), is_dark=is_dark)
     is_wide = max(map(len, columns), default=0) > _LONG_NAME
     axis = {"type": "category", "automargin": True, "showgrid": False, "zeroline": False}
     side = axis | {"range": [len(rows) - 0.5, -0.5], "categoryarray": list(rows)}
     # Slanted names end at their column: the row names leave room for them on the left.
     foot = axis | {"range": [-0.5, len(columns) - 0.5], "categoryarray": list(columns), "tickangle": -45 * is_wide}
     return figure(heat, words, height=80 + 28 * len(rows) + 80 * is_wide, xaxis=foot, yaxis=side)
+
+
+def _words_of_matrix(
+    texts: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    is_known: NDArray[np.bool_],
+    is_dark: NDArray[np.bool_],
+) -> "go.Scatter":
+    """The texts of the known cells, white on dark ones."""
+    import plotly.graph_objects as go
+
+    cells = list(zip(*np.nonzero(is_known), strict=True))
+    return go.Scatter(
+        x=[columns[j] for _, j in cells],
+        y=[rows[i] for i, _ in cells],
+        text=[texts[i][j] for i, j in cells],
+        mode="text",
+        textfont={"size": 11, "color": ["#ffffff" if is_dark[cell] else "#000000" for cell in cells]},
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def label(text: object) -> str:
@@ -318,6 +332,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 th.number { text-align: right; }
 .failed { color: #8a1c00; font-weight: 600; }
 tbody tr:hover { background: #f4f7fa; }
+@media (max-width: 45rem) { caption { white-space: normal; } }
 @media print { nav { display: none; } section { break-inside: avoid-page; } }
 """
 
