@@ -75,12 +75,12 @@ def test_boxes_lie_inside_the_original_image(checkpoint: str, prepared: str, ray
 def test_the_mirror_image_of_a_picture_gives_the_mirrored_boxes(
     checkpoint: str, prepared: str, tmp_path: Path, ray_session: None
 ) -> None:
-    from vbd.data.images import decode_png, encode_png
+    from vbd.data.images import decode_image, encode_image
 
     name = images_of_part(open_dataset(prepared), "test")[0]["path"]
-    image = decode_png(Path(name).read_bytes())
-    (tmp_path / "plain.png").write_bytes(encode_png(image))
-    (tmp_path / "mirror.png").write_bytes(encode_png(np.ascontiguousarray(image[:, ::-1])))
+    image = decode_image(Path(name).read_bytes())
+    (tmp_path / "plain.png").write_bytes(encode_image(image, "png"))
+    (tmp_path / "mirror.png").write_bytes(encode_image(np.ascontiguousarray(image[:, ::-1]), "png"))
     items = images_in_folder(str(tmp_path))
     mirror, plain = predict([checkpoint], items, options=CPU, augmentation="flip").by_checkpoint[checkpoint]
     flipped = np.stack([128 - mirror.boxes[:, 2], mirror.boxes[:, 1], 128 - mirror.boxes[:, 0], mirror.boxes[:, 3]], 1)

@@ -1,6 +1,6 @@
 """Pictures and boxes moved together. A pixel i covers i..i+1, so a box's edge is at the same place in both.
 
-Pictures are square uint8 (S, S), boxes xyxy (n, 4) in their pixels; nothing is changed in place.
+Pictures are square uint8, (S, S) or (S, S, 3), boxes xyxy (n, 4) in their pixels; nothing is changed in place.
 """
 
 import numpy as np
@@ -62,7 +62,7 @@ def scale_and_shift(row: Row, *, scale: float, shift_xy: tuple[float, float] = (
     """Enlarged (`scale` > 1) or shrunk about the centre, then shifted by a share of the side; what is bare is black."""
     import cv2
 
-    height, width = row["image"].shape
+    height, width = row["image"].shape[:2]
     shift = (np.array([width, height]) / 2) * (1 - scale) + np.array(shift_xy) * [width, height]
     # OpenCV counts from the centre of the first pixel, boxes from its edge.
     to_centres = shift + 0.5 * scale - 0.5

@@ -1,4 +1,4 @@
-"""Pictures made of several: mosaic, cutmix, mixup. All pictures have one size; the result keeps the first one's id."""
+"""Pictures made of several: mosaic, cutmix, mixup. All pictures have one shape; the result keeps the first one's id."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,7 @@ def cutmix(row: Row, partner: Row, *, strength: float, rng: np.random.Generator)
     Boxes of `row` that the rectangle mostly covers go; others are trimmed to what is left of them. `strength` 0..1 is
     how large the rectangle may be.
     """
-    height, width = row["image"].shape
+    height, width = row["image"].shape[:2]
     smallest, largest = CUTMIX_SIDES
     shares = rng.uniform(smallest, smallest + strength * (largest - smallest), size=2)
     patch_width, patch_height = max(1, round(shares[0] * width)), max(1, round(shares[1] * height))

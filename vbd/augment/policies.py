@@ -59,8 +59,8 @@ def draw_transform(
 def augment(row: Row, *, policy: Policy, strength: float, rng: np.random.Generator, draw_partner: DrawPartner) -> Row:
     """A row as a policy draws it; `strength` 0..1 scales how often it changes and how far, 0 is the row itself.
 
-    `image` is uint8 (S, S). `draw_partner` gives another row of the same size, for mosaic, cutmix and mixup. `row` is
-    not changed, but the result may share its arrays.
+    `image` is uint8, (S, S) or (S, S, 3). `draw_partner` gives another row of that shape, for mosaic, cutmix and mixup.
+    `row` is not changed, but the result may share its arrays.
     """
     name = draw_transform(policy, row["labels"].tolist(), strength=strength, rng=rng)
     return apply_transform(name, row, strength=strength, rng=rng, draw_partner=draw_partner)

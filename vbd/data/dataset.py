@@ -23,7 +23,7 @@ from vbd.augment.balance import BatchSampler, policy_factors, repeat_factors
 from vbd.augment.policies import augment
 from vbd.boxes import as_boxes
 from vbd.config import TrainConfig
-from vbd.data.images import decode_png, resize_square
+from vbd.data.images import decode_image, resize_square
 from vbd.data.prepared import Part, PreparedDataset, in_part, iter_shards
 from vbd.errors import InputError
 from vbd.records import Batch, Row, Target
@@ -106,7 +106,7 @@ class Images(Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         row = self.table.slice(int(self._rows[index]), 1).to_pylist()[0]
-        image, boxes = decode_png(row["image"]), as_boxes(row["boxes"])
+        image, boxes = decode_image(row["image"]), as_boxes(row["boxes"])
         if len(image) != self.image_size:
             boxes = boxes * np.float32(self.image_size / len(image))
             image = resize_square(image, self.image_size)
@@ -175,11 +175,11 @@ class _Augmented(Dataset[Row]):
 
 
 def collate(rows: Sequence[Row]) -> Batch:
-    """Rows to tensors: grey uint8 (H, W) becomes three equal float channels in 0..1, without a copy per channel."""
-    grey = torch.from_numpy(np.stack([row["image"] for row in rows])).float().div_(255)
+    """Rows to tensors, 0..1: grey uint8 (H, W) becomes three equal channels without a copy for each, (H, W, 3) its own."""
+    pixels = torch.from_numpy(np.stack([row["image"] for row in rows])).float().div_(255)
     return Batch(
         image_ids=[row["image_id"] for row in rows],
-        images=grey[:, None].expand(-1, 3, -1, -1),
+        images=pixels[:, None].expand(-1, 3, -1, -1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2),
         targets=[
             Target(boxes=torch.from_numpy(row["boxes"].astype(np.float32)), labels=torch.from_numpy(row["labels"]))
             for row in rows

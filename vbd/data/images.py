@@ -1,38 +1,122 @@
-"""Bytes of an X-ray file to grey pixels: DICOM as a viewer would show it, PNG and JPEG of 8 or 16 bit.
+"""From the bytes of an X-ray file to the bytes of its prepared image, and back to pixels.
 
-Whatever is wrong with a file becomes an `ImageError` of one line. The size that a header claims is checked against
-`MAX_PIXELS`, and against the compressed pixel data's own header, before anything is decoded.
+A raw file is DICOM, PNG or JPEG. It is resized in floating point and quantised once, at the end. A film of more than 8
+bits, and every DICOM, is stretched between its darkest and its brightest value; a picture of 8 bits keeps its grey values,
+because someone chose them, and so that preparing what was prepared changes nothing. Whatever is wrong with a file becomes
+an `ImageError` of one line, and its own claims are checked before anything is decoded (`images_containers.py`).
 """
 
-import io
-import warnings
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import assert_never
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.augment.intensity import clahe
 from vbd.boxes import ResizeMode, resize_transform
-from vbd.errors import InputError
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-# Five times the largest film of the competition (3408 x 3320).
-MAX_PIXELS = 64_000_000
+from vbd.config import ImageFormat, PrepareConfig
+from vbd.data.duplicates import perceptual_hash
+from vbd.data.images_containers import JPEG, PNG, Header, ImageError, first_hw, jpeg_header, png_header
+from vbd.data.images_dicom import colour_to_gray, dicom_hw, is_dicom, read_dicom
 
 # Enough for the tags before the pixels, or for a JPEG's thumbnail and colour profile.
 _HEAD_BYTES = 1 << 18
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8\xff"
-_J2K = b"\xff\x4f\xff\x51"  # a JPEG 2000 codestream: start, then the size segment
-_JP2 = b"\x00\x00\x00\x0cjP  "
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
+# Without the second bit, cv2 would turn pictures whose EXIF tag says so, and boxes would not follow.
+_AS_STORED = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+
+# PNG takes none: with a level given, cv2 leaves its quick strategy, for twice the time and no smaller films.
+# Without subsampling: the channels of a composed image are no colours.
+_JPEG_OPTIONS = (
+    *(cv2.IMWRITE_JPEG_QUALITY, 95),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
+
+# Edges are looked for at this scale, pixels of the prepared image: below it there is the film's grain.
+_EDGE_SIGMA = 1.0
+# The edge that is shown white: only one pixel in 200 has a stronger one, so that a metal marker does not set the scale.
+_EDGE_QUANTILE = 0.995
+# Below one grey level for each pixel there are no edges to stretch, only noise.
+_FAINTEST_EDGE = 1.0
 
 
-class ImageError(InputError):
-    """A file that is no readable X-ray image; the message starts with its name."""
+@dataclass(frozen=True)
+class PreparedImage:
+    """One image of a prepared dataset."""
+
+    data: bytes  # the encoded file, as it lies in images/ and in the shards
+    original_hw: tuple[int, int]  # of the raw file
+    perceptual_hash: bytes | None  # of the square film, `duplicates.perceptual_hash`; None when not asked for
+
+
+def prepare_image(data: bytes, *, name: str, config: PrepareConfig, with_hash: bool = True) -> PreparedImage:
+    """A raw file's bytes to its prepared image's; `name` is for messages. Raises ImageError.
+
+    A file that is the prepared image already is handed on as it is: decoded for the perceptual hash alone.
+    """
+    header = _header(data, name)
+    is_prepared = header is not None and _is_prepared(header, data, config)
+    if header is not None and is_prepared and not with_hash:
+        return PreparedImage(data, header.hw, None)
+    image, is_8bit = _read(data, header, name)
+    hw = image.shape[0], image.shape[1]
+    if is_prepared:
+        return PreparedImage(data, hw, perceptual_hash(image.astype(np.uint8)))
+    fitted = _fit(image, config.image_size, config.resize)
+    film = _quantise(fitted, is_8bit=is_8bit, top=255).astype(np.uint8)
+    picture: NDArray = compose(film) if config.channels == "composed" else film
+    if config.image_format == "png16":
+        fine = _quantise(fitted * 257 if is_8bit else fitted, is_8bit=is_8bit, top=65535)
+        picture = _with_film(_widen(picture), fine)
+    square, shown = (_on_square(each, hw, config.image_size, config.resize) for each in (picture, film))
+    return PreparedImage(encode_image(square, config.image_format), hw, perceptual_hash(shown) if with_hash else None)
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of a prepared image: (H, W) grey, or (H, W, 3) whose first channel is the film. 16 bits become 8."""
+    image = _decoded(data)
+    if image is None or (image.ndim == 3 and image.shape[2] != 3):
+        raise ImageError("not a readable prepared image")
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image
+
+
+def encode_image(image: NDArray, image_format: ImageFormat) -> bytes:
+    """uint8 (H, W) or (H, W, 3) to a file's bytes; `png16` takes uint16 too. The first channel is the file's red one."""
+    if image.dtype != np.uint8 and (image_format, image.dtype) != ("png16", np.uint16):
+        raise ValueError(f"cannot encode an image of type {image.dtype} as {image_format}")
+    ordered = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    match image_format:
+        case "png":
+            data = cv2.imencode(".png", ordered)[1]
+        case "png16":
+            data = cv2.imencode(".png", ordered if image.dtype == np.uint16 else _widen(ordered))[1]
+        case "jpeg":
+            data = cv2.imencode(".jpg", ordered, _JPEG_OPTIONS)[1]
+        case _:
+            assert_never(image_format)
+    return data.tobytes()
+
+
+def suffix_of(image_format: ImageFormat) -> str:
+    """How the names of prepared images end."""
+    return ".jpg" if image_format == "jpeg" else ".png"
+
+
+def compose(film: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A film (H, W) as three channels (H, W, 3): itself, its CLAHE as in augmentation, and its edges.
+
+    An edge is the length of the Scharr gradient after a blur of one pixel; the strongest are white.
+    """
+    blurred = cv2.GaussianBlur(film.astype(np.float32), (0, 0), _EDGE_SIGMA)
+    # The kernel's weights add up to 16 on either side, two pixels apart: 1/32 makes it grey levels for each pixel.
+    across, down = (cv2.Scharr(blurred, cv2.CV_32F, dx, 1 - dx, scale=1 / 32) for dx in (1, 0))
+    lengths = cv2.magnitude(across, down)
+    white = max(float(np.quantile(lengths, _EDGE_QUANTILE)), _FAINTEST_EDGE)
+    edges = np.round(np.minimum(lengths * np.float32(255 / white), 255)).astype(np.uint8)
+    return np.stack([film, clahe(film, strength=1), edges], axis=2)
 
 
 def read_gray(data: bytes, *, name: str) -> NDArray[np.float32]:
@@ -40,53 +124,15 @@ def read_gray(data: bytes, *, name: str) -> NDArray[np.float32]:
 
     DICOM: modality rescale, then VOI LUT or the first window, then MONOCHROME1 turned around. `name` is for messages.
     """
-    if not data:
-        raise ImageError(f"{name}: empty file (0 bytes)")
-    if data[128:132] == b"DICM":
-        return _read_dicom(data, name)
-    if data.startswith((_PNG, _JPEG)):
-        return _read_picture(data, name)
-    raise ImageError(f"{name}: neither DICOM, PNG nor JPEG (starts with {data[:4]!r})")
-
-
-def prepare_pixels(
-    data: bytes, *, name: str, image_size: int, mode: ResizeMode
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """A file's picture as the square of a prepared dataset, (S, S), and its original (height, width)."""
-    image = read_gray(data, name=name)
-    return to_uint8(resize(image, image_size, mode)), (image.shape[0], image.shape[1])
-
-
-def resize(image: NDArray[np.float32], image_size: int, mode: ResizeMode) -> NDArray[np.float32]:
-    """(H, W) to (S, S), with the geometry of `boxes.resize_transform`; letterbox margins take the darkest value."""
-    height, width = image.shape
-    scale, offset = resize_transform((height, width), image_size, mode)
-    new_width, new_height = (max(1, round(side)) for side in (width * scale[0], height * scale[1]))
-    shrinks = new_width <= width and new_height <= height
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (new_width, new_height), interpolation=interpolation)
-    if mode == "stretch":
-        return resized
-    square = np.full((image_size, image_size), resized.min(), np.float32)
-    left, top = offset.astype(int)
-    square[top : top + new_height, left : left + new_width] = resized
-    return square
+    return _read(data, _header(data, name), name)[0]
 
 
 def resize_square(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
-    """A prepared image at another size: (S, S) to (image_size, image_size)."""
+    """A prepared image at another size: (S, S) or (S, S, 3) to the same of `image_size`."""
     if len(image) == image_size:
         return image
     interpolation = cv2.INTER_AREA if image_size < len(image) else cv2.INTER_LINEAR
     return cv2.resize(image, (image_size, image_size), interpolation=interpolation)
-
-
-def to_uint8(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Stretches the values between minimum and maximum to 0..255; a picture of one value becomes black."""
-    low, high = float(image.min()), float(image.max())
-    if high <= low:
-        return np.zeros(image.shape, np.uint8)
-    return np.round((image - low) * (255 / (high - low))).astype(np.uint8)
 
 
 def read_size(path: str) -> tuple[int, int] | None:
@@ -97,164 +143,89 @@ def read_size(path: str) -> tuple[int, int] | None:
     with files.open_input_stream(place) as stream:
         head = stream.read(_HEAD_BYTES)
     try:
-        if head[128:132] == b"DICM":
-            import pydicom
-
-            dataset = pydicom.dcmread(io.BytesIO(head), stop_before_pixels=True)
-            return int(dataset.Rows), int(dataset.Columns)
-        return _header_hw(head, path)
+        return dicom_hw(head) if is_dicom(head) else first_hw(head)
     except Exception:  # whoever decodes the file will tell what is wrong with it
         return None
 
 
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """(H, W) uint8 to the bytes of a PNG file."""
-    # Level 1: noise hardly compresses, and higher levels cost several times the time.
-    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not done:
-        raise ValueError(f"cannot encode an image of shape {image.shape} and type {image.dtype}")
-    return data.tobytes()
+def _header(data: bytes, name: str) -> Header | None:
+    """The checked header of a PNG or JPEG; None for a DICOM, which is checked while it is read."""
+    if not data:
+        raise ImageError(f"{name}: empty file (0 bytes)")
+    if is_dicom(data):
+        return None
+    if data.startswith(PNG):
+        return png_header(data, name)
+    if not data.startswith(JPEG):
+        raise ImageError(f"{name}: neither DICOM, PNG nor JPEG (starts with {data[:4]!r})")
+    header = jpeg_header(data, name)
+    if header.channels not in (1, 3):  # CMYK, and nothing tells for sure whether black is 0 or 255
+        raise ImageError(f"{name}: JPEG of {header.channels} channels; want grey or colour")
+    return header
 
 
-def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """The bytes of a PNG file to (H, W) uint8."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+def _is_prepared(header: Header, data: bytes, config: PrepareConfig) -> bool:
+    """Whether a file is what preparing it would give: not a pixel has to change."""
+    wanted = {"png": PNG, "jpeg": JPEG}.get(config.image_format)
+    is_film = (header.channels, header.bits, config.channels) == (1, 8, "grey")
+    fits = header.hw == (config.image_size, config.image_size)
+    return wanted is not None and data.startswith(wanted) and is_film and fits and header.is_plain
+
+
+def _read(data: bytes, header: Header | None, name: str) -> tuple[NDArray[np.float32], bool]:
+    """The grey picture (H, W) in the file's own range of values, and whether its grey values are those of a screen."""
+    if header is None:
+        return read_dicom(data, name=name), False
+    image = _decoded(data)
     if image is None:
-        raise ImageError("not a readable PNG")
-    return image
+        raise ImageError(f"{name}: corrupt {'PNG' if data.startswith(PNG) else 'JPEG'}; it cannot be decoded")
+    is_8bit = image.dtype == np.uint8
+    if image.ndim == 3:  # what is transparent counts as if it were not
+        return colour_to_gray(image[..., :3]), is_8bit
+    return image.astype(np.float32), is_8bit
 
 
-def _read_picture(data: bytes, name: str) -> NDArray[np.float32]:
-    _check_size(_header_hw(data, name), name)
-    # Without this bit, cv2 would turn pictures whose EXIF tag says so, and boxes would not follow.
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+def _decoded(data: bytes) -> NDArray | None:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise ImageError(f"{name}: cannot be decoded ({_first_line(error)})") from error
-    # Decoders fill what is missing of a cut file with grey: only the end marker tells.
-    is_whole = b"IEND" in data[-32:] if data.startswith(_PNG) else b"\xff\xd9" in data[-4096:]
-    if image is None or not is_whole:
-        raise ImageError(f"{name}: truncated or corrupt {'PNG' if data.startswith(_PNG) else 'JPEG'}")
-    if image.ndim == 3:
-        image = image[..., 0] if image.shape[2] == 2 else _colour_to_gray(image[..., :3])
-    return image.astype(np.float32)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
+    except cv2.error:
+        return None
 
 
-def _colour_to_gray(image: NDArray) -> NDArray[np.float32]:
-    """Blue, green, red (H, W, 3) to grey; equal channels come out exactly as they are."""
-    blue, green, red = (image[..., k].astype(np.float32) for k in range(3))
-    return green + np.float32(0.114) * (blue - green) + np.float32(0.299) * (red - green)
+def _fit(image: NDArray[np.float32], image_size: int, mode: ResizeMode) -> NDArray[np.float32]:
+    """A picture at the size that it takes in the square, by the geometry of `boxes.resize_transform`."""
+    height, width = image.shape
+    scale, _ = resize_transform((height, width), image_size, mode)
+    new_width, new_height = (max(1, round(side)) for side in (width * scale[0], height * scale[1]))
+    shrinks = new_width <= width and new_height <= height
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (new_width, new_height), interpolation=interpolation)
 
 
-def _read_dicom(data: bytes, name: str) -> NDArray[np.float32]:
-    import pydicom  # 0.2 s: kept out of --help
-
-    if _DEFLATED in data[:4096]:
-        # Its size cannot be known before all of it is inflated.
-        raise ImageError(f"{name}: deflated DICOM is not read; convert it to explicit VR little endian")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tags that break the standard and do not matter here
-        try:
-            dataset = pydicom.dcmread(io.BytesIO(data))
-            _check_dicom(dataset, name)
-            shown = _as_displayed(dataset)
-        except ImageError:
-            raise
-        except Exception as error:  # pydicom and its decoders raise anything, AttributeError and KeyError included
-            raise ImageError(f"{name}: not a readable DICOM image ({_first_line(error)})") from error
-    if not np.isfinite(shown).all():
-        raise ImageError(f"{name}: pixel values are not finite after rescale and window")
-    return shown
+def _on_square(image: NDArray, original_hw: tuple[int, int], image_size: int, mode: ResizeMode) -> NDArray:
+    """A fitted picture (h, w) or (h, w, 3) on its square; letterbox margins take each channel's darkest value."""
+    if image.shape[:2] == (image_size, image_size):
+        return image
+    square = np.empty((image_size, image_size, *image.shape[2:]), image.dtype)
+    square[:] = image.min(axis=(0, 1))
+    left, top = resize_transform(original_hw, image_size, mode)[1].astype(int)
+    square[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return square
 
 
-def _check_dicom(dataset: "Dataset", name: str) -> None:
-    """Refuses what cannot be decoded, or would need too much memory, before decoding."""
-    from pydicom.encaps import generate_frames
-
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None or not syntax.is_transfer_syntax:
-        raise ImageError(f"{name}: unknown transfer syntax {syntax}")
-    if "PixelData" not in dataset:
-        raise ImageError(f"{name}: DICOM without pixel data")
-    missing = [tag for tag in ("Rows", "Columns", "BitsAllocated") if not dataset.get(tag)]
-    if missing:
-        raise ImageError(f"{name}: DICOM without {missing[0]}")
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    if frames != 1:
-        raise ImageError(f"{name}: holds {frames} frames; want a single image")
-    hw = int(dataset.Rows), int(dataset.Columns)
-    _check_size(hw, name)
-    if not dataset.PixelData:
-        raise ImageError(f"{name}: DICOM without pixel data")
-    if syntax.is_encapsulated:
-        frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
-        if frame.startswith((_JPEG, _J2K, _JP2)):
-            inner_hw = _header_hw(frame, name)
-            if inner_hw != hw:
-                raise ImageError(f"{name}: header says {hw[1]}x{hw[0]}, pixel data {inner_hw[1]}x{inner_hw[0]}")
+def _quantise(image: NDArray[np.float32], *, is_8bit: bool, top: int) -> NDArray[np.float32]:
+    """Whole numbers 0..top: grey values as they are, others from the darkest to the brightest; one value is black."""
+    if is_8bit:
+        return np.round(image)
+    low, high = float(image.min()), float(image.max())
+    return np.round((image - low) * (top / (high - low))) if high > low else np.zeros_like(image)
 
 
-def _as_displayed(dataset: "Dataset") -> NDArray[np.float32]:
-    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
-
-    stored = dataset.pixel_array
-    if stored.ndim == 3:  # pydicom gives red, green, blue
-        return _colour_to_gray(stored[..., ::-1])
-    values = apply_modality_lut(stored, dataset)
-    if dataset.get("VOILUTSequence"):
-        values = apply_voi(np.round(values).astype(np.int64), dataset)
-    elif _has_window(dataset):
-        values = apply_windowing(values, dataset)
-    shown = values.astype(np.float32)
-    return shown.max() - shown if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else shown
+def _widen(image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """8 bits to 16, black to black and white to white; `decode_image` gives the same 8 bits back."""
+    return image.astype(np.uint16) * 257
 
 
-def _has_window(dataset: "Dataset") -> bool:
-    """Whether the first window can be used: some files carry an empty one, or one without any width."""
-    widths, centres = dataset.get("WindowWidth"), dataset.get("WindowCenter")
-    if widths in (None, "") or centres in (None, ""):
-        return False
-    first = widths if dataset["WindowWidth"].VM == 1 else widths[0]
-    return float(first) >= 1
-
-
-def _check_size(hw: tuple[int, int], name: str) -> None:
-    if min(hw) < 1 or hw[0] * hw[1] > MAX_PIXELS:
-        raise ImageError(f"{name}: header says {hw[1]}x{hw[0]} pixels; want 1 to {MAX_PIXELS / 1e6:.0f} million")
-
-
-def _header_hw(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width that a PNG, JPEG or JPEG 2000 stream claims; raises ImageError when it ends before that."""
-    if data.startswith(_PNG):
-        width, height = data[16:20], data[20:24]
-    elif data.startswith(_JPEG):
-        height, width = _jpeg_sides(data)
-    else:
-        start = data.find(_J2K)
-        if start < 0:
-            raise ImageError(f"{name}: no size in its header")
-        sides = data[start + 8 : start + 24]
-        x_end, y_end, x_start, y_start = (int.from_bytes(sides[k : k + 4], "big") for k in (0, 4, 8, 12))
-        return y_end - y_start, x_end - x_start
-    if not height or not width:
-        raise ImageError(f"{name}: truncated before its size")
-    return int.from_bytes(height, "big"), int.from_bytes(width, "big")
-
-
-def _jpeg_sides(data: bytes) -> tuple[bytes, bytes]:
-    """Height and width of a JPEG's start-of-frame segment (ITU T.81, B.2.2); empty when there is none."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return data[at + 5 : at + 7], data[at + 7 : at + 9]
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return b"", b""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _with_film(picture: NDArray[np.uint16], film: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """A grey or composed picture with another film in its place."""
+    return film.astype(np.uint16) if picture.ndim == 2 else np.dstack([film.astype(np.uint16), picture[..., 1:]])

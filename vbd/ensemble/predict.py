@@ -10,7 +10,7 @@ import numpy as np
 from vbd import storage
 from vbd.boxes import hflip
 from vbd.config import PrepareConfig, RunOptions
-from vbd.data.images import decode_png, prepare_pixels, resize_square
+from vbd.data.images import decode_image, prepare_image, resize_square, suffix_of
 from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, parse_part, to_detections
 from vbd.ensemble.fusion import fuse
 from vbd.errors import InputError
@@ -35,12 +35,15 @@ class Predictions:
 
 def images_of_part(dataset: PreparedDataset, part: Part) -> list[dict[str, Any]]:
     """The images of a prepared dataset, as items for `predict`."""
+    suffix = suffix_of(dataset.options.image_format)
     return [
         {
             "image_id": image_id,
-            "path": storage.join(dataset.location, "images", f"{image_id}.png"),
+            "path": storage.join(dataset.location, "images", f"{image_id}{suffix}"),
             "height": hw[0],
             "width": hw[1],
+            "channels": dataset.options.channels,
+            "resize": dataset.options.resize,
         }
         for image_id, hw in image_sizes(dataset, part).items()
     ]
@@ -56,7 +59,8 @@ def images_in_folder(folder: str) -> list[dict[str, Any]]:
     if twice is not None:
         raise InputError(f"{folder}: two images are called {twice}; their detections could not be told apart")
     root = storage.absolute(folder)
-    return [{"image_id": Path(name).stem, "path": storage.join(root, name), "height": 0, "width": 0} for name in names]
+    raw = {"height": 0, "width": 0, "channels": "", "resize": ""}
+    return [{"image_id": Path(name).stem, "path": storage.join(root, name)} | raw for name in names]
 
 
 def predict(
@@ -70,11 +74,13 @@ def predict(
     """Runs every checkpoint over every image; needs a Ray connection.
 
     An item whose height is 0 is a raw file; otherwise it is a prepared image and height and width are the original's.
+    Raises InputError when a checkpoint was trained on images that were prepared in another way.
     The result is sorted by image id and does not depend on the number of workers.
     """
     import ray
 
     for checkpoint in checkpoints:  # a broken one is told here, before workers start
+        _check_preparation(checkpoint, read_info(checkpoint), images)
         load_tensors(storage.join(checkpoint, "model.pt"))
     check_gpus(options.device == "cuda")
     resources = ray.cluster_resources()
@@ -131,6 +137,16 @@ def write_predictions(
     return len(detections), len(found.rejects)
 
 
+def _check_preparation(checkpoint: str, info: CheckpointInfo, images: Sequence[dict[str, Any]]) -> None:
+    for name, wanted in (("channels", info.channels), ("resize", info.resize)):
+        other = next((item[name] for item in images if item[name] not in ("", wanted)), None)
+        if other is not None:
+            raise InputError(
+                f"{checkpoint}: trained on images of --{name} {wanted}, but these were prepared with --{name} {other}; "
+                "prepare them again, or give the raw files"
+            )
+
+
 def _detections(row: dict[str, Any], checkpoint: int) -> Detections:
     flat = np.asarray(row["found"][checkpoint], np.float64).reshape(-1, 6)
     return Detections(
@@ -171,12 +187,12 @@ class _Predictor:
     def _detect(self, image_id: str, path: str, original_hw: tuple[int, int]) -> list[list[float]]:
         """What each detector finds, as a flat list of x_min, y_min, x_max, y_max, score, label: Arrow's plainest type."""
         data = storage.read_bytes(path)
-        pixels: dict[tuple[int, str], tuple[np.ndarray, tuple[int, int]]] = {}
+        pixels: dict[tuple[PrepareConfig, int], tuple[np.ndarray, tuple[int, int]]] = {}
         results = []
         for detector, info in self.detectors:
-            key = info.config.image_size, info.resize
+            key = _preparation(info), info.config.image_size
             if key not in pixels:
-                pixels[key] = _square_image(data, path, original_hw, image_size=key[0], mode=info.resize)
+                pixels[key] = _square_image(data, path, original_hw, config=key[0], image_size=key[1])
             image, hw = pixels[key]
             found = self._run(detector, info, image_id, image, hw)
             rows = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], axis=1)
@@ -209,16 +225,31 @@ class _Predictor:
         from vbd.training.loop import autocast
 
         with torch.inference_mode(), autocast(self.device, info.config):
-            grey = torch.from_numpy(np.ascontiguousarray(image)).float().div_(255).to(self.device)
-            (prediction,) = detector(grey[None, None].expand(1, 3, -1, -1))
+            pixels = torch.from_numpy(np.ascontiguousarray(image)).float().div_(255).to(self.device)
+            channels = pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+            (prediction,) = detector(channels[None])
         boxes, scores, labels = (prediction[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))
         return boxes, scores, labels
 
 
+def _preparation(info: CheckpointInfo) -> PrepareConfig:
+    """How the images were made that a detector was trained on."""
+    return PrepareConfig(
+        image_size=info.prepared_size or info.config.image_size,
+        resize=info.resize,
+        image_format=info.image_format,
+        channels=info.channels,
+    )
+
+
 def _square_image(
-    data: bytes, path: str, original_hw: tuple[int, int], *, image_size: int, mode: Any
+    data: bytes, path: str, original_hw: tuple[int, int], *, config: PrepareConfig, image_size: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Grey uint8 (S, S) and the original (height, width), from a raw file or a prepared image."""
+    """uint8 (S, S) or (S, S, 3) and the original (height, width), from a raw file or a prepared image.
+
+    A raw file takes the whole way of a prepared one, so that it gives the very same pixels.
+    """
     if original_hw[0] == 0:
-        return prepare_pixels(data, name=path, image_size=image_size, mode=mode)
-    return resize_square(decode_png(data), image_size), original_hw
+        made = prepare_image(data, name=path, config=config, with_hash=False)
+        data, original_hw = made.data, made.original_hw
+    return resize_square(decode_image(data), image_size), original_hw

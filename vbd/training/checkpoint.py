@@ -20,7 +20,7 @@ from torch import nn
 import vbd
 from vbd import storage
 from vbd.boxes import ResizeMode
-from vbd.config import TrainConfig, config_hash, train_config_from
+from vbd.config import Channels, ImageFormat, TrainConfig, config_hash, train_config_from
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
@@ -40,6 +40,10 @@ class CheckpointInfo:
     resize: ResizeMode  # how that dataset made its images square
     step: int
     metrics: dict[str, Any]
+    # What else that dataset made of its images, so that a raw film becomes what the detector learnt from.
+    channels: Channels = "grey"
+    image_format: ImageFormat = "png"
+    prepared_size: int = 0  # pixels; 0 in older checkpoints, which do not tell
 
 
 def write_checkpoint(
@@ -78,6 +82,9 @@ def _description(config: TrainConfig, dataset: PreparedDataset, step: int, metri
         "dataset": dataset.fingerprint,
         "synthetic": dataset.synthetic,
         "resize": dataset.options.resize,
+        "channels": dataset.options.channels,
+        "image_format": dataset.options.image_format,
+        "prepared_size": dataset.options.image_size,
         "step": step,
         "metrics": metrics,
         "versions": {"vbd": vbd.__version__, "torch": torch.__version__},
@@ -99,7 +106,12 @@ def read_info(folder: str) -> CheckpointInfo:
         if config_hash(config) != content["config_hash"]:
             raise InputError(f"{location}: config_hash {content['config_hash']!r} is not the hash of its config")
         return CheckpointInfo(
-            config, content["config_hash"], content["dataset"], content["resize"], content["step"], content["metrics"]
+            config=config,
+            step=content["step"],
+            channels=content.get("channels", "grey"),
+            image_format=content.get("image_format", "png"),
+            prepared_size=content.get("prepared_size", 0),
+            **{name: content[name] for name in ("config_hash", "dataset", "resize", "metrics")},
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{location}: field {error} is missing or wrong; this is not a checkpoint of vbd") from None
