@@ -59,13 +59,31 @@ def prepare(
     from vbd.data.materialise import prepare_and_materialise
 
     config = PrepareConfig(
-        **{"image_size": image_size, "resize": resize, "image_format": image_format, "channels": channels},
-        **{"fusion": fusion, "fusion_iou": fusion_iou, "min_readers": min_readers, "readers": readers},
-        **{"without_readers": without_readers, "num_folds": folds, "duplicates": duplicates, "seed": seed},
+        image_size=image_size,
+        resize=resize,
+        image_format=image_format,
+        channels=channels,
+        fusion=fusion,
+        fusion_iou=fusion_iou,
+        min_readers=min_readers,
+        readers=readers,
+        without_readers=without_readers,
+        num_folds=folds,
+        duplicates=duplicates,
+        seed=seed,
     )
     connect()
-    run = {"layout": layout, "overwrite": overwrite, "max_rejects": max_rejects}
-    print(prepare_and_materialise(source, output, config, policy=policy, copies=copies, **run))
+    done = prepare_and_materialise(
+        source,
+        output,
+        config,
+        policy=policy,
+        copies=copies,
+        layout=layout,
+        overwrite=overwrite,
+        max_rejects=max_rejects,
+    )
+    print(done)
 
 
 if __name__ == "__main__":

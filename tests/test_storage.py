@@ -107,3 +107,49 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         storage.write_bytes(str(tmp_path / "file" / "below"), b"1")
+
+
+def test_a_file_uri_is_a_path_of_this_machine(tmp_path: Path) -> None:
+    storage.write_bytes(f"file://{tmp_path}/deep/a.txt", b"1")
+    assert (tmp_path / "deep" / "a.txt").read_bytes() == b"1"
+    assert storage.list_files(f"file://{tmp_path}/deep")["a.txt"].size == 1
+    assert storage.absolute(f"file://{tmp_path}/deep") == f"{tmp_path}/deep"
+
+
+def test_packed_files_are_read_as_they_are(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x.csv.gz"), b"no gzip")
+    assert storage.read_bytes(str(tmp_path / "x.csv.gz")) == b"no gzip"
+
+
+def test_a_folder_is_listed_with_sizes_and_times(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a").write_bytes(b"123")
+    os.utime(tmp_path / "a", ns=(5, 7_000_000_000))
+    assert storage.list_files(str(tmp_path)) == {"a": storage.FileFacts(3, 7_000_000_000)}
+    assert storage.list_names(str(tmp_path)) == ["a", "below"]
+    assert storage.list_files(str(tmp_path / "nowhere")) == {}
+
+
+def test_a_column_of_files_is_not_compressed_again(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b"], "image": [b"0" * 50_000, b"1" * 50_000]})
+    size = storage.write_table(str(tmp_path / "t.parquet"), table, encoded=("image",))
+    assert size == (tmp_path / "t.parquet").stat().st_size > 100_000
+    assert storage.read_table(str(tmp_path / "t.parquet")).equals(table)
+    assert storage.write_table(str(tmp_path / "u.parquet"), table) < 10_000
+
+
+def test_a_compact_document_is_the_same_document(tmp_path: Path) -> None:
+    value = {"b": [1.5, math.nan], "a": {"x": "ü"}}
+    storage.write_json(str(tmp_path / "a.json"), value, compact=True)
+    storage.write_json(str(tmp_path / "b.json"), value)
+    assert storage.read_json(str(tmp_path / "a.json")) == storage.read_json(str(tmp_path / "b.json"))
+    assert (tmp_path / "a.json").read_bytes().count(b"\n") == 1
+
+
+def test_many_files_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{number}") for number in range(40)]
+    for name in names:
+        storage.write_bytes(name, name.encode())
+    assert storage.read_many(names[::-1]) == [name.encode() for name in names[::-1]]
+    with pytest.raises(InputError, match="no such file"):
+        storage.read_many([*names, str(tmp_path / "nothing")])

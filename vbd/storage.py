@@ -35,7 +35,7 @@ def is_safe_id(image_id: str) -> bool:
 
 def is_local(location: str) -> bool:
     """Whether a location is a plain path of this machine."""
-    return "://" not in location
+    return "://" not in location or location.startswith("file://")
 
 
 def join(location: str, *parts: str) -> str:
@@ -45,7 +45,7 @@ def join(location: str, *parts: str) -> str:
 
 def absolute(location: str) -> str:
     """The same location, independent of the working directory (Ray changes that in its workers)."""
-    return str(Path(location).expanduser().resolve()) if is_local(location) else location
+    return str(Path(location.removeprefix("file://")).expanduser().resolve()) if is_local(location) else location
 
 
 def filesystem(location: str) -> "tuple[FileSystem, str]":
@@ -118,7 +118,7 @@ def read_bytes(location: str) -> bytes:
     """All of a file; raises InputError when it cannot be read."""
     files, path = filesystem(location)
     try:
-        with files.open_input_stream(path) as stream:
+        with files.open_input_stream(path, compression=None) as stream:  # by default a name in .gz is unpacked
             return stream.readall()
     except FileNotFoundError:
         raise InputError(f"{location}: no such file") from None

@@ -210,7 +210,7 @@ def test_a_mended_film_comes_in(raw: Path, ray_session: None, tmp_path: Path) ->
 
 
 def test_another_dataset_is_not_replaced_unasked(copy: Path, raw: Path, decoded: list[str]) -> None:
-    with pytest.raises(InputError, match=r"num_folds 3, not 4; choose another --output, or pass --overwrite"):
+    with pytest.raises(InputError, match=r"folds 3, not 4; choose another --output, or pass --overwrite"):
         prepare(str(raw), str(copy), replace(CONFIG, num_folds=4))
     for part in ("train", "test"):
         for film in (raw / part).iterdir():

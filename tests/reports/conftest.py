@@ -13,8 +13,8 @@ from vbd.boxes import as_boxes, to_prepared
 from vbd.config import PrepareConfig
 from vbd.data.coco import LabelledImage, select_folds, to_coco
 from vbd.data.prepared import SCHEMA
+from vbd.drawing import png
 from vbd.labels import CLASS_NAMES
-from vbd.reports.gallery import png
 
 SIZE = 64
 HW = (128, 256)  # original pixels: the prepared image is squeezed by 2 and by 4

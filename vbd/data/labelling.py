@@ -71,7 +71,7 @@ class Labelling:
 
 def heard_readers(found: Source, config: PrepareConfig) -> "pd.DataFrame":
     """Who read which image, of the readers that the options leave; raises InputError for a reader there is not."""
-    known = sorted(set(found.readers["rad_id"]))
+    known = sorted(set(found.readers["rad_id"]), key=lambda name: (len(name), name))  # R9 before R10
     for option, names in (("readers", config.readers), ("without-readers", config.without_readers)):
         unknown = [name for name in names if name not in known]
         if unknown:

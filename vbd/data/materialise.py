@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 _VERSION = 1
 _MANIFEST, _PLAN = "augmented.json", "augmentation.json"
 _BASE = "prepared"
-# What E, which the study does not have, makes of an image by default.
-_COPIES_OF_E = 4
 _IMAGES_PER_TASK = 32
 _PROVENANCE = ("file_name", "source", "transform", "copy", "seed", "partners", "fold", "boxes_in", "boxes_out")
 # Contact sheet: how many images, and how large each picture is.
@@ -60,7 +58,7 @@ class Augmentation:
         if self.copies is not None:
             return ("original", *(None,) * (self.copies - 1))
         if self.policy == "E":
-            return ("original", *("competitors",) * (_COPIES_OF_E - 1))
+            return ("original", "competitors", "competitors", "competitors")
         return draws_of(self.policy, labels)
 
 
@@ -305,7 +303,9 @@ def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, 
         storage.write_json(storage.join(output, "annotations", f"{name}.json"), content, compact=True)
     told = [{name: row[name] for name in _PROVENANCE} | {"partners": " ".join(row["partners"])} for row in rows]
     storage.write_csv(storage.join(output, "provenance.csv"), told, _PROVENANCE)
-    storage.write_bytes(storage.join(output, "contact_sheet.png"), _contact_sheet(rows, output))
+    storage.write_bytes(
+        storage.join(output, "contact_sheet.png"), _contact_sheet(rows, output, synthetic=dataset.synthetic)
+    )
     _remove_leftovers(output, {row["file_name"] for row in rows}, {task["part"] for task in tasks})
     transforms = Counter(row["transform"] for row in rows)
     counts = {
@@ -354,7 +354,7 @@ def _labelled(stem: str, row: dict[str, Any], size: int) -> LabelledImage:
     )
 
 
-def _contact_sheet(rows: Sequence[dict[str, Any]], output: str) -> bytes:
+def _contact_sheet(rows: Sequence[dict[str, Any]], output: str, *, synthetic: bool) -> bytes:
     """The ground truth drawn on every picture of a few images, one line for each image."""
     by_source: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -371,7 +371,7 @@ def _contact_sheet(rows: Sequence[dict[str, Any]], output: str) -> bytes:
             layer = Layer(as_boxes(row["boxes"]), texts, LAYER_COLOURS[1], row["transform"])
             grey = image if image.ndim == 2 else image[..., 0]
             pictures.append(draw(grey, [layer], zoom=_SHEET_SIDE / len(image)))
-            captions.append(f"{row['transform']}  {source[:12]}")
+            captions.append(f"{'SYNTHETIC  ' if synthetic else ''}{row['transform']}  {source[:12]}")
     return png(contact_sheet(pictures, captions, columns))
 
 

@@ -91,13 +91,15 @@ def _check_is_this_one(output: str, config: PrepareConfig, image_ids: set[str], 
         return
     plan = storage.read_object(storage.join(output, _PLAN))
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    old = plan.get("options") if isinstance(plan.get("options"), dict) else {}
+    options = plan.get("options")
+    old = options if isinstance(options, dict) else {}
     other = next((name for name, value in wanted.items() if old.get(name) != value), None)
     advice = "choose another --output, or pass --overwrite"
     if plan.get("schema") != SCHEMA:
         raise InputError(f"{output}: holds a dataset of another version of vbd; {advice}")
     if other is not None:
-        raise InputError(f"{output}: holds a dataset with {other} {old.get(other)!r}, not {wanted[other]!r}; {advice}")
+        name = other.removeprefix("num_").replace("_", " ")
+        raise InputError(f"{output}: holds a dataset with {name} {old.get(other)!r}, not {wanted[other]!r}; {advice}")
     if earlier.by_image and not image_ids & set(earlier.by_image):
         raise InputError(f"{output}: holds a dataset of other images; {advice}")
 

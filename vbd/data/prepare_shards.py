@@ -210,7 +210,7 @@ def _prepare_one(
         width=width,
         perceptual_hash=(made.perceptual_hash or b"").hex(),
         prepared_size=len(made.data),
-        prepared_sha256=hashlib.sha256(made.data).hexdigest(),
+        prepared_sha256=digest if made.data is raw else hashlib.sha256(made.data).hexdigest(),
     )
     return item, made.data
 

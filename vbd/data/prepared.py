@@ -66,9 +66,8 @@ def open_dataset(location: str) -> PreparedDataset:
 
 
 def _options(content: dict[str, Any]) -> PrepareConfig:
-    return PrepareConfig(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-    )
+    values: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in content.items()}
+    return PrepareConfig(**values)
 
 
 def labels_table_schema() -> "pa.Schema":
