@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,37 +7,52 @@ import pytest
 import torch
 
 from vbd import storage
-from vbd.config import RunOptions, TrainConfig
+from vbd.boxes import EMPTY
+from vbd.config import PrepareConfig, RunOptions, TrainConfig
+from vbd.data.dataset import collate, training_batches
+from vbd.data.images import decode_image, encode_image
+from vbd.data.prepare import prepare
 from vbd.data.prepared import open_dataset
 from vbd.ensemble.predict import images_in_folder, images_of_part, predict, write_predictions
 from vbd.errors import InputError
 from vbd.models import build_detector
-from vbd.records import Detections, detections_from_table
-from vbd.training.checkpoint import write_checkpoint
+from vbd.records import Detections, Row, detections_from_table
+from vbd.training.checkpoint import read_info, write_checkpoint
 
 CPU = RunOptions(device="cpu")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A detector with random weights that is sure of something in every image."""
+def _write_detector(folder: Path, dataset: str, *, image_size: int) -> str:
+    """A detector with random weights that is sure of something in every image, as if trained on a dataset."""
     torch.manual_seed(0)
-    config = TrainConfig(image_size=128)
-    detector = build_detector("yolox", variant="nano", image_size=128).eval()
+    detector = build_detector("yolox", variant="nano", image_size=image_size).eval()
     with torch.no_grad():
         for head in (*detector.network.head.obj_preds, *detector.network.head.cls_preds):
             head.bias.fill_(-2.0)
-    folder = tmp_path_factory.mktemp("checkpoint") / "c"
     write_checkpoint(
         folder,
-        config=config,
-        dataset=open_dataset(prepared),
+        config=TrainConfig(image_size=image_size),
+        dataset=open_dataset(dataset),
         weights=detector.state_dict(),
         state={},
         step=1,
         metrics={},
     )
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _write_detector(tmp_path_factory.mktemp("checkpoint") / "c", prepared, image_size=128)
+
+
+@pytest.fixture(scope="module")
+def composed(phantom: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The phantom prepared as letterboxed JPEG of three channels."""
+    folder = str(tmp_path_factory.mktemp("composed") / "data")
+    options = PrepareConfig(image_size=96, resize="letterbox", image_format="jpeg", channels="composed", num_folds=3)
+    prepare(str(phantom), folder, options)
+    return folder
 
 
 def _assert_same(one: list[Detections], other: list[Detections], *, pixels: float = 0.0) -> None:
@@ -60,7 +77,67 @@ def test_a_raw_film_gives_what_its_prepared_image_gives(
 ) -> None:
     raw = predict([checkpoint], images_in_folder(str(phantom / "test")), options=CPU)
     ready = predict([checkpoint], images_of_part(open_dataset(prepared), "test"), options=CPU)
-    _assert_same(raw.by_checkpoint[checkpoint], ready.by_checkpoint[checkpoint], pixels=1e-3)
+    _assert_same(raw.by_checkpoint[checkpoint], ready.by_checkpoint[checkpoint])
+
+
+def test_a_raw_film_is_composed_and_encoded_as_its_prepared_image_was(
+    composed: str, phantom: Path, tmp_path: Path, ray_session: None
+) -> None:
+    # At another size than the dataset's, so that it matters whether it was made at that size first.
+    checkpoint = _write_detector(tmp_path / "c", composed, image_size=64)
+    raw = predict([checkpoint], images_in_folder(str(phantom / "test")), options=CPU)
+    ready = predict([checkpoint], images_of_part(open_dataset(composed), "test"), options=CPU)
+    assert not raw.rejects
+    _assert_same(raw.by_checkpoint[checkpoint], ready.by_checkpoint[checkpoint])
+
+
+def test_the_channels_of_a_composed_dataset_reach_the_detector(composed: str) -> None:
+    config = TrainConfig(image_size=96, policy="E", batch_size=4, steps=2)
+    batches = list(training_batches(open_dataset(composed), config, first_step=0, loader_workers=0))
+    for batch in batches:
+        assert batch.images.shape == (4, 3, 96, 96)
+        film, equalised, edges = batch.images.unbind(1)
+        assert film.std() > 0.1
+        assert (film - equalised).abs().mean() > 0.01
+        assert (film - edges).abs().mean() > 0.1
+    row = Row(
+        image_id="a",
+        fold=0,
+        image=decode_image(Path(images_of_part(open_dataset(composed), "test")[0]["path"]).read_bytes()),
+        original_hw=np.array([96, 96]),
+        boxes=EMPTY,
+        labels=np.zeros(0, np.int64),
+        readers=np.zeros(0, np.int64),
+    )
+    (pixels,) = collate([row]).images
+    np.testing.assert_array_equal(np.rint(pixels.numpy() * 255), row["image"].transpose(2, 0, 1))
+
+
+def test_a_checkpoint_tells_how_its_images_were_prepared(checkpoint: str, composed: str, tmp_path: Path) -> None:
+    info = read_info(_write_detector(tmp_path / "c", composed, image_size=64))
+    assert (info.channels, info.resize, info.image_format, info.prepared_size) == ("composed", "letterbox", "jpeg", 96)
+    file = Path(checkpoint, "config.json")
+    content = json.loads(file.read_text())
+    older = {name: content[name] for name in content if name not in ("channels", "image_format", "prepared_size")}
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "config.json").write_text(json.dumps(older))
+    assert read_info(str(tmp_path / "older")) == replace(read_info(checkpoint), prepared_size=0)
+
+
+def test_a_checkpoint_and_a_dataset_of_other_images_do_not_go_together(
+    checkpoint: str, prepared: str, composed: str, tmp_path: Path, ray_session: None
+) -> None:
+    other = _write_detector(tmp_path / "c", composed, image_size=64)
+    for folder, dataset, wanted, found in (
+        (other, prepared, "composed", "grey"),
+        (checkpoint, composed, "grey", "composed"),
+    ):
+        with pytest.raises(InputError, match=f"--channels {wanted}, but .* --channels {found}") as caught:
+            write_predictions(folder, dataset, str(tmp_path / "out"), part="test", options=CPU)
+        assert len(str(caught.value).splitlines()) == 1
+    items = [item | {"resize": "letterbox"} for item in images_of_part(open_dataset(prepared), "test")]
+    with pytest.raises(InputError, match="--resize stretch, but"):
+        predict([checkpoint], items, options=CPU)
 
 
 def test_boxes_lie_inside_the_original_image(checkpoint: str, prepared: str, ray_session: None) -> None:
@@ -75,8 +152,6 @@ def test_boxes_lie_inside_the_original_image(checkpoint: str, prepared: str, ray
 def test_the_mirror_image_of_a_picture_gives_the_mirrored_boxes(
     checkpoint: str, prepared: str, tmp_path: Path, ray_session: None
 ) -> None:
-    from vbd.data.images import decode_image, encode_image
-
     name = images_of_part(open_dataset(prepared), "test")[0]["path"]
     image = decode_image(Path(name).read_bytes())
     (tmp_path / "plain.png").write_bytes(encode_image(image, "png"))
