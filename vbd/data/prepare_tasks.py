@@ -20,21 +20,14 @@ def run_tasks(
     Each number named `images` counts towards `total`; the others are told beside the progress. Tasks carry file names,
     not pixels: results are small, and the order in which they end does not matter.
     """
-    import ray
-
     sums: dict[str, int] = {}
     if not tasks:
         return sums
-    # A block for each task, so that Ray may hand them out one by one and do a lost one again.
-    results = ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map(
-        worker, fn_kwargs=options, num_cpus=1
-    )
     with Progress(title, total, unit="images") as progress:
-        for result in results.iter_rows():
+        for result in spread(tasks, worker, **options).iter_rows():
             sums = {name: sums.get(name, 0) + value for name, value in result.items()}
-            progress.advance(
-                result["images"], note=", ".join(f"{n} {name}" for name, n in sums.items() if name != "images")
-            )
+            others = (f"{count} {name}" for name, count in sums.items() if name != "images")
+            progress.advance(result["images"], note=", ".join(others))
     return sums
 
 
@@ -43,16 +36,16 @@ def spread(tasks: Sequence[Task], worker: Callable[..., Task], **options: Any) -
     import ray
 
     context = ray.data.DataContext.get_current()
-    reserved = context.op_resource_reservation_enabled
+    before = context.op_resource_reservation_enabled, context.enable_auto_log_stats
     # Ray Data keeps a part of the cores back for other operators. There is one only, and on two cores one of them would
-    # stand idle two thirds of the time.
-    context.op_resource_reservation_enabled = False
+    # stand idle two thirds of the time. Its statistics go to its own log, at the level INFO.
+    context.op_resource_reservation_enabled, context.enable_auto_log_stats = False, True
     try:
         # A block for each task, so that Ray may hand them out one by one and do a lost one again.
         items = ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
         return items.map(worker, fn_kwargs=options, num_cpus=1)
     finally:
-        context.op_resource_reservation_enabled = reserved
+        context.op_resource_reservation_enabled, context.enable_auto_log_stats = before
 
 
 def count_in_ray(name: str, description: str, count: int) -> None:
