@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vbd import storage
@@ -61,8 +61,7 @@ def prepare(
     if not overwrite:
         _check_is_this_one(output, config, {row["image_id"] for shard in shards for row in shard.rows}, earlier)
     stale = stale_shards(shards, earlier, suffix)
-    inputs = _inputs(found, config, shards, earlier)
-    if not stale and _is_whole(output, config, inputs):
+    if not stale and _is_whole(output, config, _inputs(found, config, earlier.by_image.values())):
         print(f"{output}: up to date", flush=True)
         return open_dataset(output)
     storage.need_space(output, 3 * sum(len(shard.rows) for shard in stale) * config.image_size**2 // 2)
@@ -104,14 +103,9 @@ def _check_is_this_one(output: str, config: PrepareConfig, image_ids: set[str], 
         raise InputError(f"{output}: holds a dataset of other images; {advice}")
 
 
-def _inputs(found: Source, config: PrepareConfig, shards: Sequence[Shard], earlier: Found) -> str:
+def _inputs(found: Source, config: PrepareConfig, receipts: Iterable[Receipt]) -> str:
     """What the whole dataset follows from, as sixteen hex digits: options, label files, and the content of the images."""
-    known = earlier.by_image
-    content = [
-        (row["image_id"], known[row["image_id"]].sha256 if row["image_id"] in known else "")
-        for shard in shards
-        for row in shard.rows
-    ]
+    content = sorted((item.image_id, item.sha256) for item in receipts)
     text = json.dumps([SCHEMA, found.fingerprint, dataclasses.asdict(config), content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -156,7 +150,7 @@ def _publish(
         "classes": CLASS_NAMES,
         "options": dataclasses.asdict(config),
         "fingerprint": _fingerprint(receipts, output, config),
-        "inputs": _inputs(found, config, shards, look_around(output, pixel_key(config))),
+        "inputs": _inputs(found, config, receipts),
         "has_truth": labelling.truth is not None,
         "source": {"kind": found.kind, "fingerprint": found.fingerprint},
         "synthetic": found.synthetic,
