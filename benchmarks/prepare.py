@@ -77,7 +77,7 @@ def pool(folder: Path) -> None:
     from vbd.data.prepared import open_dataset
 
     _connect()
-    print("| 2,000 images on two cores | pool of 2, images/s | Ray, images/s | ratio | in all |")
+    print("| 2,000 images on two cores | pool of 2, pictures/s | Ray, pictures/s | ratio | in all |")
     print("|---|---|---|---|---|")
     for image_format, size in (("dicom", 1024), ("png", 1024)):
         raw = phantom(folder, 2_000, image_format=image_format, size=size)
@@ -126,10 +126,10 @@ def _compare(name: str, plan: tuple[list[dict[str, Any]], dict[str, Any]], worke
         if way == "pool":
             with multiprocessing.get_context("spawn").Pool(2, cv2.setNumThreads, (0,)) as workers:
                 for result in workers.imap_unordered(functools.partial(worker, output=output, **options), tasks):
-                    times.append((time.perf_counter(), result["images"]))
+                    times.append((time.perf_counter(), result.get("pictures", result["images"])))
         else:
             for result in spread(tasks, worker, output=output, **options).iter_rows():
-                times.append((time.perf_counter(), result["images"]))
+                times.append((time.perf_counter(), result.get("pictures", result["images"])))
         rates[way].append(sum(n for _, n in times[2:]) / (times[-1][0] - times[1][0]))
         totals[way].append(time.perf_counter() - started)
     rate = {way: statistics.median(values) for way, values in rates.items()}

@@ -56,6 +56,7 @@ def ray_session() -> Iterator[None]:
         object_store_memory=300_000_000,
         log_to_driver=False,
         _temp_dir=folder,
+        _system_config={"metrics_report_interval_ms": 1000},  # by default ten seconds
     )
     yield
     ray.shutdown()

@@ -1,5 +1,8 @@
 import json
 import shutil
+import time
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +154,97 @@ def test_a_test_image_that_nobody_asks_for_is_told(phantom: Path, ray_session: N
     dataset = prepare(str(raw), str(tmp_path / "out"), CONFIG)
     assert set(image_sizes(dataset, "test")) == set(sample_submission_ids(dataset))
     assert "not listed in sample_submission.csv" in (tmp_path / "out" / "rejects.csv").read_text()
+
+
+@pytest.fixture
+def with_faults(phantom: Path, tmp_path: Path) -> Path:
+    """Raw data with a broken film and a row that cannot be right."""
+    raw = tmp_path / "raw"
+    shutil.copytree(phantom, raw)
+    film = sorted((raw / "train").iterdir())[0]
+    film.write_bytes(film.read_bytes()[:2000])
+    table = pd.read_csv(raw / "train.csv")
+    wrong = table[table["class_id"] < 14].iloc[[-1]].assign(x_min=50, x_max=40)
+    pd.concat([table, wrong]).to_csv(raw / "train.csv", index=False)
+    return raw
+
+
+def test_refusals_are_told_by_reason(
+    with_faults: Path, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(str(with_faults), str(tmp_path / "out"), CONFIG, max_rejects=2)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("refused")]
+    rows = len(pd.read_csv(with_faults / "train.csv")) + 1
+    assert len(told) == 2
+    assert any(line.startswith("refused 1 x") and f"train.csv:{rows}: x_min" in line for line in told)
+
+
+def test_too_many_refusals_are_an_error(with_faults: Path, ray_session: None, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"rejects\.csv: 2 files and rows refused, more than --max-rejects 1; most often"
+    ):
+        prepare(str(with_faults), str(tmp_path / "out"), CONFIG, max_rejects=1)
+    assert len(pd.read_csv(tmp_path / "out" / "rejects.csv")) == 2
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_the_layout_can_be_told(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="COCO"):
+        prepare(str(phantom), str(tmp_path / "out"), CONFIG, layout="coco")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prepared_dataset_can_be_prepared_again(prepared: str, ray_session: None, tmp_path: Path) -> None:
+    again = prepare(prepared, str(tmp_path / "out"), CONFIG)
+    assert again.counts["train_images"] == 60
+    assert again.counts["boxes"] == open_dataset(prepared).counts["boxes"]
+    assert again.synthetic
+
+
+def test_ray_counts_images_and_refusals(with_faults: Path, ray_session: None, tmp_path: Path) -> None:
+    prepare(str(with_faults), str(tmp_path / "out"), CONFIG)
+    deadline = time.monotonic() + 60
+    counts = {"prepared": 0.0, "refused": 0.0}
+    while (counts["prepared"] < 71 or counts["refused"] < 1) and time.monotonic() < deadline:
+        time.sleep(0.5)
+        counts = {name: _metric(f"ray_vbd_images_{name}_total") for name in counts}
+    assert counts["prepared"] >= 71
+    assert counts["refused"] >= 1
+
+
+def _metric(name: str) -> float:
+    """The sum over all worker processes of one of Ray's metrics, as Prometheus reads it."""
+    import ray
+
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
+
+
+@pytest.mark.parametrize(("image_format", "channels"), [("png16", "grey"), ("jpeg", "grey"), ("png", "composed")])
+def test_other_formats_are_trained_on_as_well(
+    image_format, channels, phantom: Path, ray_session: None, tmp_path: Path
+) -> None:
+    from vbd.config import TrainConfig
+    from vbd.data.dataset import training_batches
+
+    config = replace(CONFIG, image_format=image_format, channels=channels)
+    dataset = prepare(str(phantom), str(tmp_path / "out"), config)
+    training = TrainConfig(image_size=64, batch_size=4, steps=2, policy="C")
+    for batch in training_batches(dataset, training, first_step=0, loader_workers=0):
+        assert batch.images.shape == (4, 3, 64, 64)
+        assert bool((batch.images[:, 0] == batch.images[:, 1]).all()) is (channels == "grey")
+    suffix = ".jpg" if image_format == "jpeg" else ".png"
+    assert {path.suffix for path in (tmp_path / "out" / "images").iterdir()} == {suffix}
+    COCO(str(tmp_path / "out" / "annotations" / "instances_all.json"))
+
+
+def test_a_full_disk_is_told_before_the_work(
+    phantom: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vbd import storage
+
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(InputError, match="GB free, about"):
+        prepare(str(phantom), str(tmp_path / "out"), CONFIG)

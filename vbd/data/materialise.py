@@ -23,7 +23,7 @@ from vbd.boxes import as_boxes
 from vbd.config import ImageFormat, Layout, Policy, PrepareConfig
 from vbd.data.coco import LabelledImage, select_folds, to_coco
 from vbd.data.images import decode_image, encode_image, suffix_of
-from vbd.data.prepare import prepare
+from vbd.data.prepare import bytes_of_images, prepare
 from vbd.data.prepare_tasks import count_in_ray, run_tasks
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
 from vbd.drawing import LAYER_COLOURS, Layer, contact_sheet, draw, png
@@ -130,6 +130,8 @@ def materialise(dataset: PreparedDataset, output: str, augmentation: Augmentatio
     rows = read_rows(dataset, ["image_id", "fold", "labels"])
     train = [row for row in rows.to_pylist() if row["fold"] != TEST_FOLD]
     tasks = _tasks(train, told)
+    pictures = sum(len(augmentation.transforms(row["labels"])) for row in train)
+    storage.need_space(output, bytes_of_images(pictures, dataset.options))
     storage.delete_file(storage.join(output, _MANIFEST))
     storage.write_json(storage.join(output, _PLAN), told)
     stale = _stale(tasks, output)

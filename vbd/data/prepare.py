@@ -64,11 +64,19 @@ def prepare(
     if not stale and _is_whole(output, config, _inputs(found, config, earlier.by_image.values())):
         print(f"{output}: up to date", flush=True)
         return open_dataset(output)
-    storage.need_space(output, 3 * sum(len(shard.rows) for shard in stale) * config.image_size**2 // 2)
+    storage.need_space(output, 2 * bytes_of_images(sum(len(shard.rows) for shard in stale), config))
     storage.delete_file(storage.join(output, _MANIFEST))
     storage.write_json(storage.join(output, _PLAN), {"schema": SCHEMA, "options": dataclasses.asdict(config)})
     write_shards(stale, earlier, output, config, suffix=suffix)
     return _publish(found, output, config, shards=shards, max_rejects=max_rejects)
+
+
+def bytes_of_images(images: int, config: PrepareConfig) -> int:
+    """About how much room so many prepared images take."""
+    per_pixel = {"png": 0.75, "png16": 1.8, "jpeg": 0.4}[config.image_format] * (
+        2.5 if config.channels == "composed" else 1
+    )
+    return round(images * per_pixel * config.image_size**2)
 
 
 def _keep_apart(source: str, output: str) -> None:

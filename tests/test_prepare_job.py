@@ -1,0 +1,49 @@
+"""jobs/prepare.py as its user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "jobs" / "prepare.py"), *flags]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_raw_films_become_an_augmented_dataset_in_one_command(phantom: Path, tmp_path: Path) -> None:
+    flags = ("--source", str(phantom), "--output", "out", "--image-size", "64", "--folds", "3", "--policy", "D")
+    first = run(*flags, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "competition layout, 60 train and 12 test images" in first.stdout
+    assert "prepare: 72/72 images" in first.stdout
+    assert first.stdout.splitlines()[-1].startswith("out: policy D, ")
+    assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 10_000
+    again = run(*flags, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "up to date" in again.stdout
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--source", "nowhere", "--output", "out"), "nowhere: no such folder"),
+        (("--source", "{phantom}", "--output", "out", "--min-readers", "0"), "--min-readers 0: want 1 or more"),
+        (("--source", "{phantom}", "--output", "out", "--readers", "R99"), "--readers R99: no such reader"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    flags: tuple[str, ...], told: str, phantom: Path, tmp_path: Path
+) -> None:
+    done = run(*(flag.format(phantom=phantom) for flag in flags), cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert not (tmp_path / "out").exists()
