@@ -257,9 +257,18 @@ def _yolo_folder(folder: Path, images: int, size: int) -> Path:
 
 
 def memory(folder: Path) -> None:
-    """PSS of this process and all of Ray's, twice a second; each size in a process of its own."""
+    """PSS of this process and all of Ray's, twice a second; each number of images in a process of its own.
+
+    Time per image is that of the pixels alone, in the two halves of the images: starting and publishing are left out.
+    """
+    columns = (
+        "PNG of 512 px to 512 px",
+        "peak of all processes, GB",
+        "while the first half is made",
+        "the second half",
+    )
     print(
-        "| PNG of 512 px to 512 px | peak of all processes, GB | prepare, s | ms per image |\n|---|---|---|---|",
+        f"| {' | '.join((*columns, 'ms per image, first half', 'second half', 'in all, s'))} |\n{'|---' * 7}|",
         flush=True,
     )
     for images in (1_000, 15_000):
@@ -271,12 +280,21 @@ def memory(folder: Path) -> None:
 
 
 def _memory_of(raw: str, output: str) -> None:
+    from vbd.data import prepare_tasks
     from vbd.data.prepare import prepare
 
     _connect()
-    peak = [0.0]
+    times: list[tuple[float, int]] = []  # when, and how many images were done
+    plain = prepare_tasks.Progress.advance
+
+    def advance(progress: Any, count: int, *, note: str = "") -> None:
+        times.append((time.perf_counter(), count + (times[-1][1] if times else 0)))
+        plain(progress, count, note=note)
+
+    prepare_tasks.Progress.advance = advance  # type: ignore[method-assign]
+    used: list[tuple[float, float]] = []  # when, and GB
     stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(peak, stop))
+    watcher = threading.Thread(target=_watch, args=(used, stop))
     watcher.start()
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
@@ -284,11 +302,16 @@ def _memory_of(raw: str, output: str) -> None:
     took = time.perf_counter() - started
     stop.set()
     watcher.join()
+    first, middle, last = times[0], next(t for t in times if t[1] >= times[-1][1] / 2), times[-1]
+    halves = ((first, middle), (middle, last))
+    peaks = [max(gb for when, gb in used if begin[0] <= when <= end[0]) for begin, end in halves]
+    rates = [1000 * (end[0] - begin[0]) / (end[1] - begin[1]) for begin, end in halves]
+    numbers = (max(gb for _, gb in used), *peaks, *rates)
     images = dataset.counts["train_images"]
-    print(f"| {images:,} images | {peak[0]:.2f} | {took:.0f} | {1000 * took / images:.1f} |", flush=True)
+    print(f"| {images:,} images | {' | '.join(f'{number:.2f}' for number in numbers)} | {took:.0f} |", flush=True)
 
 
-def _watch(peak: list[float], stop: threading.Event) -> None:
+def _watch(used: list[tuple[float, float]], stop: threading.Event) -> None:
     import psutil
 
     me = psutil.Process()
@@ -297,7 +320,7 @@ def _watch(peak: list[float], stop: threading.Event) -> None:
         for process in (me, *me.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
-        peak[0] = max(peak[0], total / 1e9)
+        used.append((time.perf_counter(), total / 1e9))
 
 
 if __name__ == "__main__":
