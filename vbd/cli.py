@@ -1,7 +1,11 @@
 """What the jobs share: flags, one-line errors, exit codes, and the connection to Ray."""
 
+import contextlib
+import functools
+import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,10 +40,8 @@ def main(job: Callable[..., Any]) -> None:
 
     Exits with 0 when it is done, with what the job returns when that is a number, with 2 and one line for an InputError.
     """
-    import tyro
-
     try:
-        code = tyro.cli(job, description=(job.__doc__ or "").split("Args:")[0].strip())
+        code = _parsed(job)()
         sys.stdout.flush()
     except InputError as error:
         sys.exit(_mistake(error))
@@ -53,6 +55,27 @@ def main(job: Callable[..., Any]) -> None:
             raise
         sys.exit(_mistake(cause))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
+    """The job with the flags of the command line; a wrong flag raises InputError, and `--help` ends the process."""
+    import tyro
+
+    @functools.wraps(job)
+    def bound(*values: Any, **flags: Any) -> Callable[[], Any]:
+        return functools.partial(job, *values, **flags)
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(bound, description=(job.__doc__ or "").split("Args:")[0].strip())
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # A box of several lines under a title; its rules part the sentences.
+        lines = [line.strip("│╭╮╰╯ ") for line in told.getvalue().splitlines()]
+        _, *sentences = (" ".join(part.split()).rstrip(".") for part in re.split("─{4,}", " ".join(lines)))
+        raise InputError("; ".join(sentence for sentence in sentences if sentence)) from None
 
 
 def _mistake(error: InputError) -> int:

@@ -53,7 +53,8 @@ def _sample_dataset(image_size: int) -> str:
         size=SAMPLE_SIZE,
         processes=os.cpu_count() or 1,
     )
-    prepare(raw, prepared, PrepareConfig(image_size=image_size))
+    # What an older version made of the sample is made anew.
+    prepare(raw, prepared, PrepareConfig(image_size=image_size), overwrite=True)
     return prepared
 
 

@@ -224,10 +224,27 @@ def test_another_dataset_is_not_replaced_unasked(copy: Path, raw: Path, decoded:
 
 
 def test_other_folds_over_the_same_images_decode_nothing(copy: Path, phantom: Path, decoded: list[str]) -> None:
-    other = prepare(str(phantom), str(copy), replace(CONFIG, num_folds=4), overwrite=True)
+    four = prepare(str(phantom), str(copy), replace(CONFIG, num_folds=4), overwrite=True)
+    assert len(read_truths(four, 3)) == 15
+    prepare(str(phantom), str(copy), replace(CONFIG, num_folds=2), overwrite=True)
+    assert sorted(path.name for path in (copy / "annotations").glob("instances_fold*")) == [
+        "instances_fold0.json",
+        "instances_fold1.json",
+    ]
     assert decoded == []
-    assert len(read_truths(other, 3)) == 15
-    assert (copy / "annotations" / "instances_fold3.json").exists()
+
+
+def test_what_another_version_left_is_replaced_when_asked(
+    copy: Path, whole: Path, phantom: Path, decoded: list[str]
+) -> None:
+    for name in ("plan.json", "dataset.json"):
+        content = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(content | {"schema": 1}))
+    shutil.rmtree(copy / "receipts")
+    with pytest.raises(InputError, match="a dataset of another version of vbd"):
+        prepare(str(phantom), str(copy), CONFIG)
+    prepare(str(phantom), str(copy), CONFIG, overwrite=True)
+    assert hashes_of(copy) == hashes_of(whole)
 
 
 def test_a_dataset_is_unfinished_until_its_manifest_is_there(copy: Path) -> None:

@@ -22,6 +22,7 @@ from vbd.data.images_dicom import colour_to_gray, dicom_hw, is_dicom, read_dicom
 
 # Enough for the tags before the pixels, or for a JPEG's thumbnail and colour profile.
 _HEAD_BYTES = 1 << 18
+_PNG_HEAD_BYTES = 64
 
 # Without the second bit, cv2 would turn pictures whose EXIF tag says so, and boxes would not follow.
 _AS_STORED = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
@@ -141,7 +142,9 @@ def read_size(path: str) -> tuple[int, int] | None:
 
     files, place = storage.filesystem(path)
     with files.open_input_stream(place) as stream:
-        head = stream.read(_HEAD_BYTES)
+        head = stream.read(_PNG_HEAD_BYTES)
+        if not head.startswith(PNG):  # whose size stands right at its beginning
+            head += stream.read(_HEAD_BYTES - len(head))
     try:
         return dicom_hw(head) if is_dicom(head) else first_hw(head)
     except Exception:  # whoever decodes the file will tell what is wrong with it

@@ -151,7 +151,8 @@ def _publish(
         )
     suffix = suffix_of(config.image_format)
     write_labels(labelling, found, output, config, suffix=suffix)
-    remove_leftovers(output, shards, {f"{image_id}{suffix}" for image_id in facts})
+    written = annotation_names(config, has_truth=labelling.truth is not None)
+    remove_leftovers(output, shards, {f"{image_id}{suffix}" for image_id in facts}, written)
     print(labelling.folds.T.to_string(), flush=True)
     manifest = {
         "schema": SCHEMA,

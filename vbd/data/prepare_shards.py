@@ -234,13 +234,14 @@ def read_receipts(output: str, shards: Sequence[Shard]) -> Iterator[Receipt]:
         yield from (Receipt(**item) for item in json.loads(content)["images"])
 
 
-def remove_leftovers(output: str, shards: Sequence[Shard], images: set[str]) -> None:
-    """Removes the shards, receipts and images of files that are no longer in the source."""
+def remove_leftovers(output: str, shards: Sequence[Shard], images: set[str], annotations: set[str]) -> None:
+    """Removes what an earlier dataset in this folder had and this one has not: of these names, what is to stay."""
     wanted = {
         "shards": {f"{shard.name}.parquet" for shard in shards},
         "receipts": {f"{shard.name}.json" for shard in shards},
         "images": images,
+        "annotations": annotations,
     }
     for part, names in wanted.items():
-        for name in set(storage.list_names(storage.join(output, part))) - names:
+        for name in set(storage.list_files(storage.join(output, part))) - names:
             storage.delete_file(storage.join(output, part, name))
