@@ -180,6 +180,11 @@ def write_json(location: str, value: Any, *, compact: bool = False) -> None:
     write_bytes(location, f"{text}\n".encode())
 
 
+def read_csv(location: str) -> list[dict[str, str]]:
+    """The rows of a csv file with a header, as text."""
+    return list(csv.DictReader(io.StringIO(read_bytes(location).decode())))
+
+
 def write_csv(location: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """A csv file with a header, one line for each row."""
     text = io.StringIO()

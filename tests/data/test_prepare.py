@@ -186,6 +186,9 @@ def test_too_many_refusals_are_an_error(with_faults: Path, ray_session: None, tm
         prepare(str(with_faults), str(tmp_path / "out"), CONFIG, max_rejects=1)
     assert len(pd.read_csv(tmp_path / "out" / "rejects.csv")) == 2
     assert not (tmp_path / "out" / "dataset.json").exists()
+    prepare(str(with_faults), str(tmp_path / "out"), CONFIG, max_rejects=2)
+    with pytest.raises(InputError, match="more than --max-rejects 1"):  # also of a dataset that is there already
+        prepare(str(with_faults), str(tmp_path / "out"), CONFIG, max_rejects=1)
 
 
 def test_the_layout_can_be_told(phantom: Path, ray_session: None, tmp_path: Path) -> None:

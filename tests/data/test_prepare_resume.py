@@ -119,6 +119,7 @@ def test_running_again_does_no_work(copy: Path, phantom: Path, decoded: list[str
         ("dataset.json",),
         ("dataset.json", "annotations/instances_all.json"),
         ("annotations/labels.parquet",),
+        ("rejects.csv",),
         ("shards/shard-00001.parquet",),
         ("receipts/shard-00000.json", "dataset.json"),
     ],

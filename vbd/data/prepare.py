@@ -63,6 +63,7 @@ def prepare(
     stale = stale_shards(shards, earlier, suffix)
     if not stale and _is_whole(output, config, _inputs(found, config, earlier.by_image.values())):
         print(f"{output}: up to date", flush=True)
+        _check_rejects(storage.read_csv(storage.join(output, _REJECTS)), output, max_rejects)
         return open_dataset(output)
     storage.need_space(output, 2 * bytes_of_images(sum(len(shard.rows) for shard in stale), config))
     storage.delete_file(storage.join(output, _MANIFEST))
@@ -119,7 +120,7 @@ def _inputs(found: Source, config: PrepareConfig, receipts: Iterable[Receipt]) -
 
 
 def _is_whole(output: str, config: PrepareConfig, inputs: str) -> bool:
-    if not storage.exists(storage.join(output, _MANIFEST)):
+    if not {_MANIFEST, _REJECTS, "sample_submission.csv"} <= set(storage.list_names(output)):
         return False
     manifest = storage.read_object(storage.join(output, _MANIFEST))
     wanted = annotation_names(config, has_truth=bool(manifest.get("has_truth")))

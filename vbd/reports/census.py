@@ -1,7 +1,5 @@
 """What a prepared dataset holds, counted: the numbers behind the exploratory report, without a page around them."""
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -84,7 +82,7 @@ def counting_order(name: str) -> list[tuple[int, str]]:
 def _read_groups(location: str, known: Collection[str]) -> dict[str, str]:
     if not storage.exists(location):
         return {}
-    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(location).decode())))
+    rows = storage.read_csv(location)
     try:
         return {row["image_id"]: row["group"] for row in rows if row["image_id"] in known}
     except KeyError as error:
@@ -295,6 +293,4 @@ def sampled_counts(census: Census, *, threshold: float, policy_d: bool = False) 
 
 def rejects_by_reason(dataset: PreparedDataset) -> list[tuple[str, int, str]]:
     """Reasons of refusal with their count and one example, most frequent first; numbers in a reason do not matter."""
-    text = storage.read_bytes(storage.join(dataset.location, "rejects.csv")).decode()
-    rows = list(csv.DictReader(io.StringIO(text)))
-    return reject_reasons(rows)
+    return reject_reasons(storage.read_csv(storage.join(dataset.location, "rejects.csv")))
