@@ -77,7 +77,10 @@ def exists(location: str) -> bool:
     from pyarrow.fs import FileType
 
     files, path = filesystem(location)
-    return files.get_file_info(path).type != FileType.NotFound
+    try:
+        return files.get_file_info(path).type != FileType.NotFound
+    except OSError as error:
+        raise StoreError(f"{location}: cannot be looked up ({_first_line(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def read_json(location: str) -> Any:
     """A JSON file; raises InputError that names the line when it is not JSON."""
     try:
         return json.loads(read_bytes(location))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{location}: not valid JSON ({_first_line(error)})") from None
 
 
@@ -247,15 +250,30 @@ def copy_folder(source: str, target: str) -> None:
 def delete_folder(location: str) -> None:
     """Removes a folder with all below it; nothing happens when there is none."""
     files, path = filesystem(location)
-    with contextlib.suppress(FileNotFoundError):
+    with _faults_told(location), contextlib.suppress(FileNotFoundError):
         files.delete_dir(path)
 
 
 def delete_file(location: str) -> None:
     """Removes a file; nothing happens when there is none."""
     files, path = filesystem(location)
-    with contextlib.suppress(FileNotFoundError):
+    with _faults_told(location), contextlib.suppress(FileNotFoundError):
         files.delete_file(path)
+
+
+def delete_many(locations: Sequence[str]) -> None:
+    """Removes files, several at a time: on an object store each is a few round trips."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(delete_file, locations))
+
+
+def keep_only(location: str, wanted: Mapping[str, set[str]]) -> None:
+    """Removes from each of some folders below a location the files that are not among the names given for it."""
+    for part, names in wanted.items():
+        folder = join(location, part)
+        delete_many([join(folder, name) for name in sorted(set(list_files(folder)) - names)])
 
 
 def need_space(location: str, wanted_bytes: int) -> None:

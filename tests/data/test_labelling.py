@@ -107,7 +107,7 @@ def test_a_box_outside_its_image_is_refused_and_the_others_stay() -> None:
     labelling = label_images(source(rows), facts(), CONFIG)
     assert boxes_of(labelling)["b"] == [[20, 20, 90, 90]]
     assert [(r["file"], r["reason"]) for r in labelling.rejects] == [
-        ("/raw/b.png", "box 150 20 180 40 leaves nothing inside an image of 100x200")
+        ("/raw/b.png", "box 150 20 180 40 leaves no more than a pixel in an image of 100x200")
     ]
 
 

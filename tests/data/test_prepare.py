@@ -102,7 +102,7 @@ def test_what_cannot_be_used_is_told_and_counted(phantom: Path, ray_session: Non
     assert dataset.counts["train_images"] == 58
     assert rejects["file"].str.contains(broken).any()
     assert rejects["file"].str.contains(empty).any()
-    assert rejects["reason"].str.contains("leaves nothing inside").sum() == 1
+    assert rejects["reason"].str.contains("leaves no more than a pixel").sum() == 1
     assert outside in {truth.image_id for truth in read_truths(dataset, "train")}
 
 

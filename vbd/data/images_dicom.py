@@ -49,7 +49,7 @@ def read_dicom(data: bytes, *, name: str) -> NDArray[np.float32]:
         try:
             dataset = _parse(data, name)
             shown = _as_displayed(dataset, _stored(dataset, name))
-        except ImageError:
+        except (ImageError, MemoryError):  # the latter says nothing of the file
             raise
         except Exception as error:  # pydicom and its decoders raise anything, AttributeError and KeyError included
             raise ImageError(f"{name}: not a readable DICOM image ({_reason(error)})") from error

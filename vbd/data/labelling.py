@@ -186,7 +186,9 @@ def _labelled_images(
         inside = has_area(boxes, min_side=MIN_SIDE)
         for lost in np.flatnonzero(~inside):
             text = " ".join(f"{value:g}" for value in corners[rows][lost])
-            rejects.append(reject(paths[image_id], 0, f"box {text} leaves nothing inside an image of {width}x{height}"))
+            rejects.append(
+                reject(paths[image_id], 0, f"box {text} leaves no more than a pixel in an image of {width}x{height}")
+            )
         if not inside.any():
             rejects.append(reject(paths[image_id], 0, "all of its boxes were refused, and it is not normal"))
             continue
@@ -221,6 +223,12 @@ def _with_truth(test: Sequence[LabelledImage], truth: "pd.DataFrame", config: Pr
     for image in test:
         rows = rows_of.get(image.image_id, np.zeros(0, np.int64))
         boxes = clip(corners[rows], image.original_hw) if len(rows) else EMPTY
+        for lost in np.flatnonzero(~has_area(boxes, min_side=MIN_SIDE)):
+            text = " ".join(f"{value:g}" for value in corners[rows][lost])
+            raise InputError(
+                f"test truth of {image.image_id}: box {text} leaves no more than a pixel in an image of "
+                f"{image.original_hw[1]}x{image.original_hw[0]}; mend it, for no score may rest on a part of the truth"
+            )
         known = {
             "boxes_original": boxes,
             "labels": labels[rows],

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _MANIFEST, _PLAN = "augmented.json", "augmentation.json"
 _BASE = "prepared"
 _IMAGES_PER_TASK = 32
 _PROVENANCE = ("file_name", "source", "transform", "copy", "seed", "partners", "fold", "boxes_in", "boxes_out")
+_PICTURE_NAME = re.compile(r"__\d+-[a-z0-9]+$")
 # Contact sheet: how many images, and how large each picture is.
 _SHEET_IMAGES, _SHEET_SIDE = 4, 320
 
@@ -91,7 +93,9 @@ def prepare_and_materialise(
         base = storage.join(output, _BASE)
         _check_output(output, None, overwrite=overwrite)
         dataset = prepare(source, base, config, layout=layout, overwrite=overwrite, max_rejects=max_rejects)
-    return materialise(dataset, output, augmentation, overwrite=overwrite)
+    # What was made of an earlier state of the same raw data is made anew where it has changed.
+    is_own = dataset.location == storage.absolute(storage.join(output, _BASE))
+    return materialise(dataset, output, augmentation, overwrite=overwrite, follow=is_own)
 
 
 def _counts_told(dataset: PreparedDataset) -> str:
@@ -119,34 +123,41 @@ def _check_options(dataset: PreparedDataset, config: PrepareConfig, source: str)
 # -------------------------------------------------------------------------------------------------------------- dataset
 
 
-def materialise(dataset: PreparedDataset, output: str, augmentation: Augmentation, *, overwrite: bool = False) -> str:
+def materialise(
+    dataset: PreparedDataset,
+    output: str,
+    augmentation: Augmentation,
+    *,
+    overwrite: bool = False,
+    follow: bool = False,
+) -> str:
     """Writes the augmented dataset and returns a summary; goes on where an earlier run was stopped.
 
-    Raises InputError when the folder holds another one, or foreign files, and `overwrite` is not set.
+    Raises InputError when the folder holds foreign files, or, unless `overwrite` is set, an augmented dataset by other
+    options or, unless it is to `follow` the prepared one, of another prepared dataset.
     """
     _check(augmentation)
     told = dataclasses.asdict(augmentation) | {"version": _VERSION, "dataset": dataset.fingerprint}
-    _check_output(output, told, overwrite=overwrite)
+    _check_output(output, {name: told[name] for name in told if name != "dataset" or not follow}, overwrite=overwrite)
     rows = read_rows(dataset, ["image_id", "fold", "labels"])
     train = [row for row in rows.to_pylist() if row["fold"] != TEST_FOLD]
+    _check_ids([row["image_id"] for row in train], dataset)
     tasks = _tasks(train, told)
-    pictures = sum(len(augmentation.transforms(row["labels"])) for row in train)
-    storage.need_space(output, bytes_of_images(pictures, dataset.options))
     storage.delete_file(storage.join(output, _MANIFEST))
     storage.write_json(storage.join(output, _PLAN), told)
     stale = _stale(tasks, output)
-    total = sum(len(json.loads(task["image_ids"])) for task in stale)
-    place = {"location": dataset.location, "output": storage.absolute(output)}
-    run_tasks(
-        stale, _write_part, title=f"policy {augmentation.policy}", total=total, augmentation=augmentation, **place
-    )
+    waiting = {image_id for task in stale for image_id in json.loads(task["image_ids"])}
+    pictures = sum(len(augmentation.transforms(row["labels"])) for row in train if row["image_id"] in waiting)
+    storage.need_space(output, bytes_of_images(pictures, dataset.options))
+    options = {"location": dataset.location, "output": storage.absolute(output), "augmentation": augmentation}
+    run_tasks(stale, _write_part, title=f"policy {augmentation.policy}", total=len(waiting), **options)
     return _publish(dataset, output, augmentation, tasks)
 
 
 def _check_output(output: str, told: dict[str, Any] | None, *, overwrite: bool) -> None:
     """`told` is what is about to be written; None before it is known."""
     names = set(storage.list_names(output))
-    if _PLAN not in names and names - {_BASE}:
+    if _PLAN not in names and {name for name in names if not name.endswith(".tmp")} - {_BASE}:
         raise InputError(f"{output}: holds other files and no augmented dataset of ours; choose an empty --output")
     if told is None or overwrite or _PLAN not in names:
         return
@@ -157,6 +168,13 @@ def _check_output(output: str, told: dict[str, Any] | None, *, overwrite: bool) 
             f"{output}: holds an augmented dataset of {other} {old.get(other)}, not {told[other]}; "
             "choose another --output, or pass --overwrite"
         )
+
+
+def _check_ids(image_ids: Sequence[str], dataset: PreparedDataset) -> None:
+    """An image named like a picture of ours would share its file; and its siblings may lie in other folds."""
+    name = next((image_id for image_id in image_ids if _PICTURE_NAME.search(image_id)), None)
+    if name is not None:
+        raise InputError(f"{dataset.location}: image {name} is named like an augmented picture; augment the originals")
 
 
 def _tasks(train: Sequence[dict[str, Any]], told: dict[str, Any]) -> list[dict[str, str]]:
@@ -178,7 +196,7 @@ def _stale(tasks: Sequence[dict[str, str]], output: str) -> list[dict[str, str]]
     for task, data in zip(
         known, storage.read_many([storage.join(output, "parts", t["part"]) for t in known]), strict=True
     ):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a broken part counts as none
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a broken part counts as none
             part = json.loads(data)
             whole = all(name in files and files[name].size == size for name, size in part["sizes"].items())
             done |= {task["part"]} if whole and part["key"] == task["key"] else set()
@@ -308,7 +326,8 @@ def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, 
     storage.write_bytes(
         storage.join(output, "contact_sheet.png"), _contact_sheet(rows, output, synthetic=dataset.synthetic)
     )
-    _remove_leftovers(output, {row["file_name"] for row in rows}, {task["part"] for task in tasks})
+    wanted = {"images": {row["file_name"] for row in rows}, "parts": {task["part"] for task in tasks}}
+    storage.keep_only(output, wanted | {"annotations": {f"{name}.json" for name in documents}})
     transforms = Counter(row["transform"] for row in rows)
     counts = {
         "pictures": len(rows),
@@ -375,9 +394,3 @@ def _contact_sheet(rows: Sequence[dict[str, Any]], output: str, *, synthetic: bo
             pictures.append(draw(grey, [layer], zoom=_SHEET_SIDE / len(image)))
             captions.append(f"{'SYNTHETIC  ' if synthetic else ''}{row['transform']}  {source[:12]}")
     return png(contact_sheet(pictures, captions, columns))
-
-
-def _remove_leftovers(output: str, images: set[str], parts: set[str]) -> None:
-    for part, names in (("images", images), ("parts", parts)):
-        for name in set(storage.list_names(storage.join(output, part))) - names:
-            storage.delete_file(storage.join(output, part, name))

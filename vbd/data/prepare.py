@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vbd import storage
@@ -21,17 +21,18 @@ from vbd.data.prepare_shards import (
     pixel_key,
     plan_shards,
     read_receipts,
-    remove_leftovers,
     stale_shards,
     write_shards,
 )
 from vbd.data.prepared import SCHEMA, PreparedDataset, open_dataset
 from vbd.data.sources import Source, describe, read_source
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
 from vbd.rejects import REJECT_COLUMNS, Reject, reject, reject_reasons
 
-_MANIFEST, _PLAN, _REJECTS = "dataset.json", "plan.json", "rejects.csv"
+_MANIFEST, _PLAN, _REJECTS, _SAMPLE = "dataset.json", "plan.json", "rejects.csv", "sample_submission.csv"
+# Another number when the same readings and images would give other labels or folds than before.
+_LABELS_VERSION = 1
 _MAX_REASONS = 20
 
 
@@ -51,25 +52,31 @@ def prepare(
     other images and `overwrite` is not set, and when more than `max_rejects` files and rows are refused.
     """
     check_prepare_config(config)
+    _check_source(source, output)
     found = read_source(source, layout)
     print(f"{source}: {describe(found)}", flush=True)
-    _keep_apart(source, output)
-    images, suffix = wanted_images(found, config), suffix_of(config.image_format)
-    shards = plan_shards(images, config.shard_size)
-    earlier = look_around(output, pixel_key(config))
+    suffix = suffix_of(config.image_format)
+    shards = plan_shards(wanted_images(found, config), config.shard_size)
     _check_is_ours(output)
+    earlier = look_around(output, pixel_key(config))
     if not overwrite:
         _check_is_this_one(output, config, {row["image_id"] for shard in shards for row in shard.rows}, earlier)
-    stale = stale_shards(shards, earlier, suffix)
-    if not stale and _is_whole(output, config, _inputs(found, config, earlier.by_image.values())):
+    stale = stale_shards(shards, earlier, suffix, retry=overwrite)
+    if not stale and _is_whole(output, _inputs(found, config, earlier.by_image.values())):
         print(f"{output}: up to date", flush=True)
         _check_rejects(storage.read_csv(storage.join(output, _REJECTS)), output, max_rejects)
         return open_dataset(output)
     storage.need_space(output, 2 * bytes_of_images(sum(len(shard.rows) for shard in stale), config))
-    storage.delete_file(storage.join(output, _MANIFEST))
-    storage.write_json(storage.join(output, _PLAN), {"schema": SCHEMA, "options": dataclasses.asdict(config)})
+    if stale:
+        _begin(output, config)
     write_shards(stale, earlier, output, config, suffix=suffix)
     return _publish(found, output, config, shards=shards, max_rejects=max_rejects)
+
+
+def _begin(output: str, config: PrepareConfig) -> None:
+    """From here on the folder holds no dataset until it is published."""
+    storage.delete_file(storage.join(output, _MANIFEST))
+    storage.write_json(storage.join(output, _PLAN), {"schema": SCHEMA, "options": dataclasses.asdict(config)})
 
 
 def bytes_of_images(images: int, config: PrepareConfig) -> int:
@@ -80,17 +87,31 @@ def bytes_of_images(images: int, config: PrepareConfig) -> int:
     return round(images * per_pixel * config.image_size**2)
 
 
-def _keep_apart(source: str, output: str) -> None:
-    """The raw data are never written to, nor below or above them, where clearing the output would take them along."""
-    raw, prepared = Path(storage.absolute(source)), Path(storage.absolute(output))
+def _check_source(source: str, output: str) -> None:
+    """Raises InputError for raw data that lie where the output is to be, or that are a dataset of ours, half made.
+
+    The raw data are never written to, nor below or above them, where clearing the output would take them along.
+    """
+    folder = source.rsplit("/", 1)[0] if source.endswith(".json") and "/" in source else source
+    raw, prepared = Path(storage.absolute(folder)), Path(storage.absolute(output))
     if raw == prepared or raw in prepared.parents or prepared in raw.parents:
         raise InputError(f"{output}: lies in the same place as the raw data in {source}; choose another --output")
+    names = storage.list_names(source) if storage.exists(source) and not source.endswith(".json") else []
+    for begun, finished in ((_PLAN, _MANIFEST), ("augmentation.json", "augmented.json")):
+        if begun in names and finished not in names:
+            raise InputError(f"{source}: making this dataset was not finished; finish it before it is used as a source")
 
 
 def _check_is_ours(output: str) -> None:
-    names = storage.list_names(output)
+    """Raises InputError for a folder with files of somebody else, or one that leads elsewhere."""
+    names = [name for name in storage.list_names(output) if not name.endswith(".tmp")]
     if names and _PLAN not in names:
         raise InputError(f"{output}: holds other files and no dataset of ours; choose an empty --output")
+    for name in names:
+        if storage.is_local(output) and Path(storage.absolute(output), name).is_symlink():
+            raise InputError(
+                f"{output}/{name}: a link to another place, which would be written over; choose another --output"
+            )
 
 
 def _check_is_this_one(output: str, config: PrepareConfig, image_ids: set[str], earlier: Found) -> None:
@@ -108,23 +129,36 @@ def _check_is_this_one(output: str, config: PrepareConfig, image_ids: set[str], 
     if other is not None:
         name = other.removeprefix("num_").replace("_", " ")
         raise InputError(f"{output}: holds a dataset with {name} {old.get(other)!r}, not {wanted[other]!r}; {advice}")
-    if earlier.by_image and not image_ids & set(earlier.by_image):
+    known = set(earlier.by_image)
+    if len(image_ids & known) < len(known) / 2:
         raise InputError(f"{output}: holds a dataset of other images; {advice}")
 
 
 def _inputs(found: Source, config: PrepareConfig, receipts: Iterable[Receipt]) -> str:
     """What the whole dataset follows from, as sixteen hex digits: options, label files, and the content of the images."""
-    content = sorted((item.image_id, item.sha256) for item in receipts)
-    text = json.dumps([SCHEMA, found.fingerprint, dataclasses.asdict(config), content], sort_keys=True)
+    content = sorted((item.image_id, item.sha256, item.refused) for item in receipts)
+    origin = [SCHEMA, _LABELS_VERSION, found.kind, found.synthetic, found.fingerprint]
+    text = json.dumps([origin, dataclasses.asdict(config), content], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _is_whole(output: str, config: PrepareConfig, inputs: str) -> bool:
-    if not {_MANIFEST, _REJECTS, "sample_submission.csv"} <= set(storage.list_names(output)):
+def _is_whole(output: str, inputs: str) -> bool:
+    """Whether the dataset of these inputs is there, with all of its files but the images, which `stale_shards` looks at."""
+    try:
+        manifest = storage.read_object(storage.join(output, _MANIFEST))
+    except StoreError:
+        raise
+    except InputError:  # missing or broken
         return False
-    manifest = storage.read_object(storage.join(output, _MANIFEST))
-    wanted = annotation_names(config, has_truth=bool(manifest.get("has_truth")))
-    return manifest.get("inputs") == inputs and wanted <= set(storage.list_names(storage.join(output, "annotations")))
+    return manifest.get("inputs") == inputs and manifest.get("files") == _files(output)
+
+
+def _files(output: str) -> dict[str, int]:
+    """Sizes of the files beside the images: a copy that was cut short is not whole."""
+    annotations = storage.list_files(storage.join(output, "annotations"))
+    sizes = {f"annotations/{name}": facts.size for name, facts in annotations.items()}
+    top = storage.list_files(output)
+    return sizes | {name: top[name].size for name in (_REJECTS, _SAMPLE) if name in top}
 
 
 # ------------------------------------------------------------------------------------------------------------- publish
@@ -134,7 +168,7 @@ def _publish(
     found: Source, output: str, config: PrepareConfig, *, shards: Sequence[Shard], max_rejects: int | None
 ) -> PreparedDataset:
     """Everything but the pixels; `dataset.json` comes last and makes the dataset whole."""
-    receipts = list(read_receipts(output, shards))
+    receipts = read_receipts(output, shards, pixel_key(config))
     paths = {row["image_id"]: row["path"] for shard in shards for row in shard.rows}
     facts = {
         item.image_id: ImageFacts(item.image_id, item.original_hw, item.sha256, item.perceptual_hash)
@@ -150,10 +184,18 @@ def _publish(
         raise InputError(
             f"{output}/{_REJECTS}: no image with a finding is left, {len(rejects)} refusals; mend these files"
         )
+    _begin(output, config)
     suffix = suffix_of(config.image_format)
     write_labels(labelling, found, output, config, suffix=suffix)
-    written = annotation_names(config, has_truth=labelling.truth is not None)
-    remove_leftovers(output, shards, {f"{image_id}{suffix}" for image_id in facts}, written)
+    storage.keep_only(
+        output,
+        {
+            "shards": {f"{shard.name}.parquet" for shard in shards},
+            "receipts": {f"{shard.name}.json" for shard in shards},
+            "images": {f"{image_id}{suffix}" for image_id in facts},
+            "annotations": annotation_names(config, has_truth=labelling.truth is not None),
+        },
+    )
     print(labelling.folds.T.to_string(), flush=True)
     manifest = {
         "schema": SCHEMA,
@@ -161,7 +203,7 @@ def _publish(
         "options": dataclasses.asdict(config),
         "fingerprint": _fingerprint(receipts, output, config),
         "inputs": _inputs(found, config, receipts),
-        "has_truth": labelling.truth is not None,
+        "files": _files(output),
         "source": {"kind": found.kind, "fingerprint": found.fingerprint},
         "synthetic": found.synthetic,
         "counts": count(labelling) | {"rejects": len(rejects)},
@@ -186,16 +228,13 @@ def _check_rejects(rejects: Sequence[Reject], output: str, max_rejects: int | No
 
 def _fingerprint(receipts: Sequence[Receipt], output: str, config: PrepareConfig) -> str:
     """Of what is trained on: the prepared images and their labels, not how they were cut into shards."""
-    digest = hashlib.sha256(json.dumps(_told(config), sort_keys=True).encode())
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "shard_size"}
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for item in sorted(receipts, key=lambda item: item.image_id):
-        digest.update(f"{item.image_id} {item.prepared_sha256}\n".encode())
-    for name in ("labels.parquet", "readings.parquet"):
+        digest.update(b"" if item.refused else f"{item.image_id} {item.prepared_sha256}\n".encode())
+    for name in ("instances_all.json", "image_info_test.json"):
         digest.update(storage.read_bytes(storage.join(output, "annotations", name)))
     return digest.hexdigest()[:16]
-
-
-def _told(config: PrepareConfig) -> Mapping[str, object]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "shard_size"}
 
 
 def _unlisted(found: Source) -> list[Reject]:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,24 +92,35 @@ class Found:
 
 def look_around(output: str, key: str) -> Found:
     """Reads what is there of a dataset whose pixels were made with these options; a broken receipt counts as none."""
-    receipts = {}
-    names = [name for name in storage.list_names(storage.join(output, "receipts")) if name.endswith(".json")]
-    for name, content in zip(
-        names, storage.read_many([storage.join(output, "receipts", name) for name in names]), strict=True
-    ):
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            told = json.loads(content)
-            if told["key"] == key:
-                receipts[name.removesuffix(".json")] = told["shard_size"], [Receipt(**item) for item in told["images"]]
+    folder = storage.join(output, "receipts")
+    names = [name for name in storage.list_files(folder) if name.endswith(".json")]
+    contents = storage.read_many([storage.join(folder, name) for name in names])
+    read = {name.removesuffix(".json"): _parsed(content, key) for name, content in zip(names, contents, strict=True)}
+    receipts = {name: told for name, told in read.items() if told is not None}
     return Found(receipts, *(storage.list_files(storage.join(output, part)) for part in ("shards", "images")))
 
 
-def stale_shards(shards: Sequence[Shard], found: Found, suffix: str) -> list[Shard]:
-    """The shards that are missing, broken, or made of other files than those that lie there now."""
-    return [shard for shard in shards if not _is_fresh(shard, found, suffix)]
+def _parsed(content: bytes, key: str) -> tuple[int, list[Receipt]] | None:
+    """A receipt's shard size and images; None when it is broken or of other options."""
+    try:
+        told = json.loads(content)
+        items = [Receipt(**item) for item in told["images"]]
+        if told["key"] == key and all(isinstance(item.image_id, str) for item in items):
+            return int(told["shard_size"]), items
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass  # half written, or by hand: as if there were none
+    return None
 
 
-def _is_fresh(shard: Shard, found: Found, suffix: str) -> bool:
+def stale_shards(shards: Sequence[Shard], found: Found, suffix: str, *, retry: bool = False) -> list[Shard]:
+    """The shards that are missing, broken, or made of other files than those that lie there now.
+
+    With `retry` also those that hold an image which was refused.
+    """
+    return [shard for shard in shards if not _is_fresh(shard, found, suffix, retry=retry)]
+
+
+def _is_fresh(shard: Shard, found: Found, suffix: str, *, retry: bool) -> bool:
     size, items = found.receipts.get(shard.name, (0, []))
     if f"{shard.name}.parquet" not in found.shards or found.shards[f"{shard.name}.parquet"].size != size:
         return False
@@ -117,10 +128,12 @@ def _is_fresh(shard: Shard, found: Found, suffix: str) -> bool:
     # A store that tells no times (0) leaves no other way than to read the file again.
     if told != [(row["image_id"], row["size"], row["mtime_ns"]) for row in shard.rows] or not all(t[2] for t in told):
         return False
-    return all(item.refused or _is_there(item, found, suffix) for item in items)
+    return all((item.refused and not retry) or _is_there(item, found, suffix) for item in items)
 
 
 def _is_there(item: Receipt, found: Found, suffix: str) -> bool:
+    if item.refused:
+        return False
     file = found.images.get(f"{item.image_id}{suffix}")
     return file is not None and file.size == item.prepared_size
 
@@ -131,15 +144,12 @@ def write_shards(shards: Sequence[Shard], found: Found, output: str, config: Pre
     tasks = []
     for shard in shards:
         usable = [known.get(row["image_id"]) for row in shard.rows]
-        reusable = [dataclasses.asdict(item) for item in usable if item and _is_reusable(item, found, suffix)]
+        # What was refused is tried again: the fault may have been this machine's.
+        reusable = [dataclasses.asdict(item) for item in usable if item and _is_there(item, found, suffix)]
         tasks.append({"shard": shard.name, "rows": json.dumps(shard.rows), "known": json.dumps(reusable)})
     total = sum(len(shard.rows) for shard in shards)
     place = {"output": storage.absolute(output), "suffix": suffix}
     run_tasks(tasks, _write_shard, title="prepare", total=total, config=config, **place)
-
-
-def _is_reusable(item: Receipt, found: Found, suffix: str) -> bool:
-    return bool(item.refused) or _is_there(item, found, suffix)
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
@@ -190,10 +200,9 @@ def _prepare_one(
     raw = b"" if is_same_file else storage.read_bytes(row["path"])
     digest = known.sha256 if known is not None and is_same_file else hashlib.sha256(raw).hexdigest()
     if known is not None and known.sha256 == digest:
-        old = dataclasses.replace(known, **facts)
-        data = None if known.refused else _verified(target, known)
-        if known.refused or data is not None:
-            return old, data
+        data = _verified(target, known)
+        if data is not None:
+            return dataclasses.replace(known, **facts), data
     raw = raw or storage.read_bytes(row["path"])
     try:
         made = prepare_image(raw, name=row["path"], config=config, with_hash=config.duplicates == "near")
@@ -227,21 +236,16 @@ def _verified(location: str, item: Receipt) -> bytes | None:
 # -------------------------------------------------------------------------------------------------------------- result
 
 
-def read_receipts(output: str, shards: Sequence[Shard]) -> Iterator[Receipt]:
-    """The receipts of all images of a finished run, in the shards' order."""
-    files = [storage.join(output, "receipts", f"{shard.name}.json") for shard in shards]
-    for content in storage.read_many(files):
-        yield from (Receipt(**item) for item in json.loads(content)["images"])
+def read_receipts(output: str, shards: Sequence[Shard], key: str) -> list[Receipt]:
+    """The receipts of all images of a finished run, in the shards' order.
 
-
-def remove_leftovers(output: str, shards: Sequence[Shard], images: set[str], annotations: set[str]) -> None:
-    """Removes what an earlier dataset in this folder had and this one has not: of these names, what is to stay."""
-    wanted = {
-        "shards": {f"{shard.name}.parquet" for shard in shards},
-        "receipts": {f"{shard.name}.json" for shard in shards},
-        "images": images,
-        "annotations": annotations,
-    }
-    for part, names in wanted.items():
-        for name in set(storage.list_files(storage.join(output, part))) - names:
-            storage.delete_file(storage.join(output, part, name))
+    Raises InputError when they are not of these images and options: another run has written into the same folder.
+    """
+    contents = storage.read_many([storage.join(output, "receipts", f"{shard.name}.json") for shard in shards])
+    receipts: list[Receipt] = []
+    for shard, content in zip(shards, contents, strict=True):
+        _, items = _parsed(content, key) or (0, [])
+        if [item.image_id for item in items] != [row["image_id"] for row in shard.rows]:
+            raise InputError(f"{output}: another run writes into this folder; stop it, and run this command again")
+        receipts += items
+    return receipts

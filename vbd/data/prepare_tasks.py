@@ -1,9 +1,11 @@
 """Work of one kind spread over the cluster by Ray Data, with its progress and Ray's own metrics."""
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vbd.errors import InputError
 from vbd.progress import Progress
 
 if TYPE_CHECKING:
@@ -18,17 +20,29 @@ def run_tasks(
     """Calls `worker(task, **options)` for each task in Ray's workers and adds up the numbers that they return.
 
     Each number named `images` counts towards `total`; the others are told beside the progress. Tasks carry file names,
-    not pixels: results are small, and the order in which they end does not matter.
+    not pixels: results are small, and the order in which they end does not matter. An InputError of a worker is raised
+    here.
     """
     sums: dict[str, int] = {}
     if not tasks:
         return sums
     with Progress(title, total, unit="images") as progress:
-        for result in spread(tasks, worker, **options).iter_rows():
-            sums = {name: sums.get(name, 0) + value for name, value in result.items()}
+        for result in spread(tasks, _guarded, inner=worker, options=options).iter_rows():
+            if result["fault"]:
+                raise InputError(result["fault"])
+            numbers: dict[str, int] = json.loads(result["numbers"])
+            sums = {name: sums.get(name, 0) + value for name, value in numbers.items()}
             others = (f"{count} {name}" for name, count in sums.items() if name != "images")
-            progress.advance(result["images"], note=", ".join(others))
+            progress.advance(numbers["images"], note=", ".join(others))
     return sums
+
+
+def _guarded(task: Task, *, inner: Callable[..., dict[str, int]], options: dict[str, Any]) -> Task:
+    """In a worker: what a user can mend travels as a result. As an exception it would lose its type on the way."""
+    try:
+        return {"fault": "", "numbers": json.dumps(inner(task, **options))}
+    except InputError as error:
+        return {"fault": str(error), "numbers": ""}
 
 
 def spread(tasks: Sequence[Task], worker: Callable[..., Task], **options: Any) -> "ray.data.Dataset":

@@ -139,7 +139,7 @@ def _number(value: Any) -> float:
     """A number, NaN for what is none."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

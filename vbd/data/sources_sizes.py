@@ -23,6 +23,8 @@ _META_FILES = ("train_meta.csv", "test_meta.csv", "test.csv")
 _NEEDED = (("image_id",), ("dim0", "height"), ("dim1", "width"))
 # How many images tell whether files are smaller than their originals.
 _PROBES = 32
+# Pixels; no film comes near it.
+_MAX_SIDE = 100_000
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def told_sizes(folder: str, names: list[str], labels: "pd.DataFrame") -> Sizes:
         return Sizes({}, {}, rejects, texts)
     sizes = pd.concat(tables, ignore_index=True)
     sides = sizes[["height", "width"]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    good = np.isfinite(sides).all(1) & (sides >= 1).all(1)
+    good = np.isfinite(sides).all(1) & (sides >= 1).all(1) & (sides <= _MAX_SIDE).all(1)
     for row in sizes[~good & (sizes["file"] != "")].to_dict("records"):
         reason = f"size {row['width']!r} x {row['height']!r} is not two positive numbers"
         rejects.append(reject(row["file"], row["line"], reason))

@@ -95,7 +95,7 @@ def _yaml_names(listed: Any, file: str) -> dict[int, str]:
     try:
         numbered = listed.items() if isinstance(listed, dict) else enumerate(listed)
         return {int(number): str(name) for number, name in numbered}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{file}: 'names' has a key that is no number; want 0: name, 1: name, ...") from None
 
 
