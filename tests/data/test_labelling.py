@@ -7,6 +7,7 @@ import pytest
 from vbd.config import PrepareConfig
 from vbd.data.labelling import ImageFacts, heard_readers, label_images, wanted_images, write_labels
 from vbd.data.prepared import labels_table_schema
+from vbd.data.readers import COORDINATES
 from vbd.data.sources import Source
 from vbd.errors import InputError
 
@@ -178,3 +179,9 @@ def test_the_table_of_labels_keeps_images_without_boxes(tmp_path) -> None:
     assert table["image_id"].to_pylist() == ["a", "b", "c", "d", "t"]
     assert table["boxes"].to_pylist()[3:] == [[], []]
     assert (tmp_path / "annotations" / "folds.csv").read_text().startswith("image_id,fold,group\na,")
+
+
+def test_a_truth_outside_its_film_is_fatal() -> None:
+    truth = pd.DataFrame([("t", 3, 900.0, 10.0, 950.0, 60.0)], columns=["image_id", "label", *COORDINATES])
+    with pytest.raises(InputError, match="test truth of t: box 900 10 950 60 leaves no more than a pixel"):
+        label_images(replace(source(), truth=truth), facts(), CONFIG)

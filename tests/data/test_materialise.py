@@ -239,6 +239,25 @@ def test_raw_data_are_prepared_on_the_way(phantom: Path, ray_session: None, tmp_
         open_dataset(str(tmp_path / "out"))
 
 
+def test_mended_raw_data_are_followed(phantom: Path, tmp_path: Path, ray_session: None) -> None:
+    raw, config = Path(shutil.copytree(phantom, tmp_path / "raw")), PrepareConfig(image_size=64, num_folds=3)
+    first = prepare_and_materialise(str(raw), str(tmp_path / "out"), config, policy="A")
+    table = pd.read_csv(raw / "train.csv")
+    normal = table[table["class_id"] == 14]["image_id"].iloc[0]
+    table[table["image_id"] != normal].to_csv(raw / "train.csv", index=False)
+    (raw / "train" / f"{normal}.dicom").unlink()
+    second = prepare_and_materialise(str(raw), str(tmp_path / "out"), config, policy="A")
+    assert "18 normal images" in first
+    assert "17 normal images" in second
+    assert not (tmp_path / "out" / "images" / f"{normal}.png").exists()
+
+
+def test_an_augmented_dataset_is_not_augmented_again(policy_c: Path, ray_session: None, tmp_path: Path) -> None:
+    config = PrepareConfig(image_size=128, num_folds=3, duplicates="exact")
+    with pytest.raises(InputError, match="is named like an augmented picture"):
+        prepare_and_materialise(str(policy_c), str(tmp_path / "out"), config, policy="B")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -205,19 +205,22 @@ def test_a_prepared_dataset_can_be_prepared_again(prepared: str, ray_session: No
 
 
 def test_ray_counts_images_and_refusals(with_faults: Path, ray_session: None, tmp_path: Path) -> None:
+    time.sleep(3)  # what earlier tests counted has come in
+    before = {name: _metric(name) for name in ("prepared", "refused")}
     prepare(str(with_faults), str(tmp_path / "out"), CONFIG)
     deadline = time.monotonic() + 60
-    counts = {"prepared": 0.0, "refused": 0.0}
-    while (counts["prepared"] < 71 or counts["refused"] < 1) and time.monotonic() < deadline:
+    counted = {"prepared": 0.0, "refused": 0.0}
+    while counted != {"prepared": 71, "refused": 1} and time.monotonic() < deadline:
         time.sleep(0.5)
-        counts = {name: _metric(f"ray_vbd_images_{name}_total") for name in counts}
-    assert counts["prepared"] >= 71
-    assert counts["refused"] >= 1
+        counted = {name: _metric(name) - before[name] for name in before}
+    assert counted == {"prepared": 71, "refused": 1}
 
 
-def _metric(name: str) -> float:
+def _metric(what: str) -> float:
     """The sum over all worker processes of one of Ray's metrics, as Prometheus reads it."""
     import ray
+
+    name = f"ray_vbd_images_{what}_total"
 
     port = ray.nodes()[0]["MetricsExportPort"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
@@ -251,3 +254,48 @@ def test_a_full_disk_is_told_before_the_work(
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(InputError, match="GB free, about"):
         prepare(str(phantom), str(tmp_path / "out"), CONFIG)
+
+
+def test_what_a_worker_cannot_write_is_told_in_one_line(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text("{}")
+    name = next((phantom / "train").iterdir()).stem
+    (tmp_path / "out" / "images" / f"{name}.png").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        prepare(str(phantom), str(tmp_path / "out"), CONFIG, overwrite=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_a_film_that_vanishes_on_the_way_is_told(
+    phantom: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vbd.data import prepare as module
+
+    raw = Path(shutil.copytree(phantom, tmp_path / "raw"))
+    film = next((raw / "train").iterdir())
+    real = module.write_shards
+    monkeypatch.setattr(module, "write_shards", lambda *args, **kwargs: (film.unlink(), real(*args, **kwargs)))
+    with pytest.raises(InputError, match=f"{film.name}: no such file"):
+        prepare(str(raw), str(tmp_path / "out"), CONFIG)
+
+
+def test_a_half_made_dataset_is_no_source(prepared: str, ray_session: None, tmp_path: Path) -> None:
+    half = Path(shutil.copytree(prepared, tmp_path / "half"))
+    (half / "dataset.json").unlink()
+    with pytest.raises(InputError, match="making this dataset was not finished"):
+        prepare(str(half), str(tmp_path / "out"), CONFIG)
+
+
+def test_the_images_of_a_single_json_file_are_not_written_to(prepared: str, ray_session: None, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(prepared, tmp_path / "coco"))
+    with pytest.raises(InputError, match="same place as the raw data"):
+        prepare(str(source / "annotations" / "instances_all.json"), str(source / "annotations" / "out"), CONFIG)
+
+
+def test_an_output_that_leads_elsewhere_is_refused(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text("{}")
+    (tmp_path / "out" / "images").symlink_to(phantom / "train")
+    with pytest.raises(InputError, match="a link to another place"):
+        prepare(str(phantom), str(tmp_path / "out"), CONFIG, overwrite=True)

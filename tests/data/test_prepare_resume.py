@@ -248,6 +248,77 @@ def test_what_another_version_left_is_replaced_when_asked(
     assert hashes_of(copy) == hashes_of(whole)
 
 
+def test_a_truth_that_is_gone_is_not_scored_on(copy: Path, raw: Path, decoded: list[str]) -> None:
+    (raw / "test_truth.csv").unlink()
+    dataset = prepare(str(raw), str(copy), CONFIG)
+    with pytest.raises(InputError, match="the truth of the test part is not known"):
+        read_truths(dataset, "test")
+
+
+@pytest.mark.parametrize("name", ["annotations/labels.parquet", "rejects.csv", "dataset.json", "annotations/folds.csv"])
+def test_a_file_that_was_cut_short_is_made_again(
+    name: str, copy: Path, whole: Path, phantom: Path, decoded: list[str]
+) -> None:
+    (copy / name).write_bytes(b"")
+    prepare(str(phantom), str(copy), CONFIG)
+    assert hashes_of(copy) == hashes_of(whole)
+    assert decoded == []
+
+
+def test_folders_of_other_programs_do_not_disturb(copy: Path, raw: Path, decoded: list[str]) -> None:
+    for part in ("images", "shards", "receipts", "annotations"):
+        (copy / part / ".ipynb_checkpoints").mkdir()
+    (copy / "dataset.json").unlink()
+    prepare(str(raw), str(copy), CONFIG)
+    assert open_dataset(str(copy)).counts["train_images"] == 60
+
+
+def test_options_that_cannot_be_met_leave_the_dataset_alone(copy: Path, whole: Path, phantom: Path) -> None:
+    with pytest.raises(InputError, match="num_folds is 61 for 60 training images"):
+        prepare(str(phantom), str(copy), replace(CONFIG, num_folds=61), overwrite=True)
+    assert open_dataset(str(copy)) == replace(open_dataset(str(whole)), location=str(copy))
+
+
+def test_a_refusal_is_not_for_ever(copy: Path, raw: Path, whole: Path, decoded: list[str]) -> None:
+    """A fault of the machine, not of the film: trying again takes the film in."""
+    receipt = copy / "receipts" / "shard-00000.json"
+    told = json.loads(receipt.read_text())
+    name = told["images"][0]["image_id"]
+    told["images"][0] |= {"refused": "out of memory", "prepared_size": 0, "prepared_sha256": ""}
+    receipt.write_text(json.dumps(told))
+    prepare(str(raw), str(copy), CONFIG, overwrite=True)
+    assert decoded == [name]
+    assert without_receipts(copy) == without_receipts(whole)
+
+
+def test_two_runs_do_not_publish_a_mixture(copy: Path, phantom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run, with other options, gets in between a run's images and its publishing."""
+    from vbd.data import prepare as module
+
+    (copy / "images" / next((copy / "images").iterdir()).name).unlink()
+    real = module.write_shards
+    config = replace(CONFIG, resize="letterbox")
+
+    def both(*args, **kwargs):
+        real(*args, **kwargs)
+        monkeypatch.setattr(module, "write_shards", real)
+        prepare(str(phantom), str(copy), config, overwrite=True)
+
+    monkeypatch.setattr(module, "write_shards", both)
+    with pytest.raises(InputError, match="another run writes into this folder"):
+        prepare(str(phantom), str(copy), CONFIG)
+
+
+def test_the_fingerprint_is_that_of_the_content(copy: Path, raw: Path, decoded: list[str]) -> None:
+    film = sorted((raw / "train").iterdir())[0]
+    film.write_bytes(b"broken")
+    refused = prepare(str(raw), str(copy), CONFIG)
+    film.unlink()
+    table = pd.read_csv(raw / "train.csv")
+    table[table["image_id"] != film.stem].to_csv(raw / "train.csv", index=False)
+    assert prepare(str(raw), str(copy), CONFIG).fingerprint == refused.fingerprint
+
+
 def test_a_dataset_is_unfinished_until_its_manifest_is_there(copy: Path) -> None:
     (copy / "dataset.json").unlink()
     with pytest.raises(InputError, match="not finished"):
