@@ -72,7 +72,6 @@ def prepare(
         duplicates=duplicates,
         seed=seed,
     )
-    connect()
     done = prepare_and_materialise(
         source,
         output,
@@ -82,6 +81,7 @@ def prepare(
         layout=layout,
         overwrite=overwrite,
         max_rejects=max_rejects,
+        connect=connect,
     )
     print(done)
 

@@ -1,8 +1,10 @@
 """jobs/prepare.py as its user runs it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,12 +32,31 @@ def test_raw_films_become_an_augmented_dataset_in_one_command(phantom: Path, tmp
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
+def test_a_stopped_job_says_so_and_goes_on_when_run_again(phantom: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / "prepare.py"), "--source", str(phantom), "--output", "out"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with open(tmp_path / "log", "w") as log:
+        first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "out" / "plan.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 143, (tmp_path / "log").read_text()
+    assert "interrupted; the same command goes on from here" in (tmp_path / "log").read_text()
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    again = run("--source", str(phantom), "--output", "out", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "60 training images of 512 px" in again.stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
         (("--source", "nowhere", "--output", "out"), "nowhere: no such folder"),
         (("--source", "{phantom}", "--output", "out", "--min-readers", "0"), "--min-readers 0: want 1 or more"),
         (("--source", "{phantom}", "--output", "out", "--readers", "R99"), "--readers R99: no such reader"),
+        (("--source", "{phantom}", "--output", "out", "--max-rejects", "-1"), "--max-rejects -1: want 0 or more"),
+        (("--source", "{phantom}", "--output", "/dev/null/out"), "/dev/null/out"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

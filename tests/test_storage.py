@@ -74,7 +74,7 @@ def test_copying_a_folder_replaces_what_lay_there(tmp_path: Path) -> None:
 
 def test_too_little_space_is_told_before_the_work(tmp_path: Path) -> None:
     storage.need_space(str(tmp_path / "not" / "yet"), 1)
-    with pytest.raises(InputError, match="GB free"):
+    with pytest.raises(InputError, match="MB free"):
         storage.need_space(str(tmp_path), 10**18)
 
 

@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,16 @@ from vbd.errors import InputError
 
 EXIT_MISTAKE = 2  # something the user can mend
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """Somebody, or a cluster that takes the machine back, sent SIGTERM."""
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
+
 
 # Read by Ray when it starts, here and in every worker.
 _RAY_SETTINGS = {
@@ -40,14 +52,15 @@ def main(job: Callable[..., Any]) -> None:
 
     Exits with 0 when it is done, with what the job returns when that is a number, with 2 and one line for an InputError.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _parsed(job)()
         sys.stdout.flush()
     except InputError as error:
         sys.exit(_mistake(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(EXIT_TERMINATED if isinstance(stop, _Terminated) else EXIT_INTERRUPTED)
     except Exception as error:
         # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
         cause = _input_error_within(error)
@@ -106,6 +119,8 @@ def connect() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in the place of ours, which dumps a stack
     resources = ray.cluster_resources()
     dashboard = ray.get_runtime_context().worker.node.address_info.get("webui_url") or ""
     print(

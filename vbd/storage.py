@@ -286,7 +286,7 @@ def need_space(location: str, wanted_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted_bytes:
         raise InputError(
-            f"{location}: {free / 1e9:.2f} GB free, about {wanted_bytes / 1e9:.2f} GB needed; "
+            f"{location}: {free / 1e6:,.0f} MB free, about {wanted_bytes / 1e6:,.0f} MB needed; "
             "free some or choose another folder"
         )
 

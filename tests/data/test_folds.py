@@ -158,14 +158,15 @@ def test_no_fold_is_empty(label_sets: list[set[int]], num_folds: int, seed: int)
 
 @pytest.mark.parametrize(("num_folds", "count"), [(5, 4), (1, 4), (2, 0), (2, 1)])
 def test_impossible_number_of_folds_is_told(num_folds: int, count: int) -> None:
-    with pytest.raises(InputError, match=f"num_folds is {num_folds} for {count} training images"):
+    with pytest.raises(InputError, match=f"--folds {num_folds}: too many or too few for {count} training images"):
         assign_folds([str(n) for n in range(count)], {}, {}, num_folds=num_folds, seed=0)
 
 
 def test_more_folds_than_groups_are_told() -> None:
     groups = {"a": "a", "b": "a", "c": "a", "d": "d"}
     with pytest.raises(
-        InputError, match="num_folds is 3 for 4 training images in 2 groups of near-duplicates; want 2 to 2"
+        InputError,
+        match="--folds 3: too many or too few for 4 training images in 2 groups of near-duplicates; want 2 to 2",
     ):
         assign_folds(groups, {}, {}, num_folds=3, seed=0, groups=groups)
     with pytest.raises(InputError, match="in 1 groups of near-duplicates; there must be 2 or more"):

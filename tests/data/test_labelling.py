@@ -103,19 +103,28 @@ def test_a_reader_who_is_not_there_is_told(options, told: str) -> None:
         heard_readers(source(), replace(CONFIG, **options))
 
 
-def test_a_box_outside_its_image_is_refused_and_the_others_stay() -> None:
-    rows = [*READINGS, ("b", "R2", 5, 150, 20, 180, 40)]
+@pytest.mark.parametrize(
+    ("corners", "kept"),
+    [
+        ((150, 20, 180, 40), False),
+        ((20, 20, 99_999, 90), False),
+        ((-30, 20, 60, 90), False),
+        ((20, 20, 101.5, 202), True),  # a rounding: cut at the border
+    ],
+)
+def test_a_box_beyond_its_image_is_refused_and_a_rounding_is_cut(corners, kept: bool) -> None:
+    rows = [*READINGS, ("b", "R2", 5, *corners)]
     labelling = label_images(source(rows), facts(), CONFIG)
-    assert boxes_of(labelling)["b"] == [[20, 20, 90, 90]]
-    assert [(r["file"], r["reason"]) for r in labelling.rejects] == [
-        ("/raw/b.png", "box 150 20 180 40 leaves no more than a pixel in an image of 100x200")
-    ]
+    assert boxes_of(labelling)["b"] == [[20, 20, 90, 90], *([[20, 20, 100, 200]] if kept else [])]
+    text = " ".join(f"{value:g}" for value in corners)
+    told = f"box {text} of reader R2 reaches beyond an image of 100x200"
+    assert [(r["file"], r["reason"]) for r in labelling.rejects] == ([] if kept else [("/raw/b.png", told)])
 
 
 def test_an_image_that_loses_all_of_its_boxes_is_no_normal_image() -> None:
     labelling = label_images(source(), facts(c=(200, 100), b=(20, 20)), CONFIG)
     assert "b" not in boxes_of(labelling)
-    assert labelling.rejects[-1]["reason"] == "all of its boxes were refused, and it is not normal"
+    assert labelling.rejects[-1]["reason"] == "its findings were all refused, and it is not normal"
 
 
 @pytest.mark.parametrize(

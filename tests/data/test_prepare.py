@@ -102,7 +102,7 @@ def test_what_cannot_be_used_is_told_and_counted(phantom: Path, ray_session: Non
     assert dataset.counts["train_images"] == 58
     assert rejects["file"].str.contains(broken).any()
     assert rejects["file"].str.contains(empty).any()
-    assert rejects["reason"].str.contains("leaves no more than a pixel").sum() == 1
+    assert rejects["reason"].str.contains("reaches beyond an image").sum() == 1
     assert outside in {truth.image_id for truth in read_truths(dataset, "train")}
 
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_told_before_the_work(
     from vbd import storage
 
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(InputError, match="GB free, about"):
+    with pytest.raises(InputError, match="MB free, about"):
         prepare(str(phantom), str(tmp_path / "out"), CONFIG)
 
 
@@ -299,3 +299,8 @@ def test_an_output_that_leads_elsewhere_is_refused(phantom: Path, ray_session: N
     (tmp_path / "out" / "images").symlink_to(phantom / "train")
     with pytest.raises(InputError, match="a link to another place"):
         prepare(str(phantom), str(tmp_path / "out"), CONFIG, overwrite=True)
+
+
+def test_options_that_leave_no_finding_are_told(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--min-readers 9, --readers and --without-readers leave no finding"):
+        prepare(str(phantom), str(tmp_path / "out"), replace(CONFIG, min_readers=9))

@@ -274,7 +274,7 @@ def test_folders_of_other_programs_do_not_disturb(copy: Path, raw: Path, decoded
 
 
 def test_options_that_cannot_be_met_leave_the_dataset_alone(copy: Path, whole: Path, phantom: Path) -> None:
-    with pytest.raises(InputError, match="num_folds is 61 for 60 training images"):
+    with pytest.raises(InputError, match="--folds 61: too many or too few for 60 training images"):
         prepare(str(phantom), str(copy), replace(CONFIG, num_folds=61), overwrite=True)
     assert open_dataset(str(copy)) == replace(open_dataset(str(whole)), location=str(copy))
 

@@ -42,7 +42,7 @@ def assign_folds(
     if not 2 <= num_folds <= len(units):
         grouped = f" in {len(units)} groups of near-duplicates" if len(units) < len(ids) else ""
         wanted = f"want 2 to {len(units)}" if len(units) >= 2 else "there must be 2 or more to hold one out"
-        raise InputError(f"num_folds is {num_folds} for {len(ids)} training images{grouped}; {wanted}")
+        raise InputError(f"--folds {num_folds}: too many or too few for {len(ids)} training images{grouped}; {wanted}")
     chosen = _stratified(_traits(ids, label_sets, trios), units, num_folds, seed=seed)
     fold_of = {row: fold for rows, fold in zip(units, chosen, strict=True) for row in rows}
     return {image_id: fold_of[row] for row, image_id in enumerate(ids)}

@@ -6,7 +6,7 @@ It runs anew in seconds whenever a label file or an option changes; the images s
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from vbd.data.folds import assign_folds, fold_table
 from vbd.data.prepared import TEST_FOLD, labels_table_schema
 from vbd.data.readers import COORDINATES, fuse_readers
 from vbd.data.sources import Source
+from vbd.data.sources_tables import ALL_REFUSED
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.rejects import Reject, reject
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # A box that the image's border leaves less of, in original pixels, shows nothing.
 MIN_SIDE = 1.0
+# How far a box may reach beyond its image by rounding, as a share of the side and in pixels: it is cut at the border.
+_SLACK, _MIN_SLACK = 0.01, 2.0
 # How far the sides' ratio of a picture may be from that of the sizes it was given, before it is another picture.
 _RATIO_TOLERANCE = 0.02
 
@@ -101,8 +104,9 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
     paths = dict(zip(images["image_id"], images["path"], strict=True))
     train_ids = sorted(set(images.loc[images["split"] == "train", "image_id"]) & set(trios))
     test_ids = sorted(images.loc[images["split"] == "test", "image_id"])
+    readings, outside = _readings_inside(found, set(train_ids), hw, paths)
     fused = fuse_readers(
-        found.readings[found.readings["image_id"].isin(train_ids)],
+        readings,
         method=config.fusion,
         iou_threshold=config.fusion_iou,
         min_readers=config.min_readers,
@@ -110,7 +114,8 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
         without_readers=config.without_readers,
         known_readers=set(found.readers["rad_id"]),
     )
-    labelled, refused = _labelled_images(train_ids, fused, hw, paths, config)
+    lost = {row["image_id"] for row in outside}
+    labelled, refused = _labelled_images(train_ids, fused, hw, paths, config, lost=lost)
     hashes = {i: bytes.fromhex(facts[i].perceptual_hash) for i in (*labelled, *test_ids) if facts[i].perceptual_hash}
     groups = near_duplicate_groups(hashes, {i: facts[i].sha256 for i in (*labelled, *test_ids)})
     label_sets = {image_id: set(image.labels.tolist()) for image_id, image in labelled.items()}
@@ -126,7 +131,7 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
         truth=None if found.truth is None else _with_truth(test, found.truth, config),
         groups=groups,
         folds=fold_table(folds, label_sets, trios, groups=groups),
-        rejects=[*rejects, *refused],
+        rejects=[*rejects, *(reject(row["file"], 0, row["reason"]) for row in outside), *refused],
     )
 
 
@@ -158,6 +163,25 @@ def _is_another(file_hw: tuple[int, int], told_hw: tuple[int, int], kind: str, p
     return file_hw[0] != file_hw[1] and abs(ratio - 1) > _RATIO_TOLERANCE
 
 
+def _readings_inside(
+    found: Source, train_ids: set[str], hw: Mapping[str, tuple[int, int]], paths: Mapping[str, str]
+) -> tuple["pd.DataFrame", list[dict[str, str]]]:
+    """The readings whose boxes lie in their image, give or take a rounding; and what is wrong with the others."""
+    readings = found.readings[found.readings["image_id"].isin(train_ids)]
+    corners = readings[list(COORDINATES)].to_numpy(np.float64)
+    sides = np.array([hw[image_id] for image_id in readings["image_id"]], np.float64).reshape(-1, 2)
+    limits = sides[:, [1, 0]]
+    slack = np.maximum(_SLACK * limits, _MIN_SLACK)
+    is_inside = (corners[:, :2] >= -slack).all(axis=1) & (corners[:, 2:] <= limits + slack).all(axis=1)
+    outside = []
+    for at in np.flatnonzero(~is_inside):
+        image_id, who = str(readings["image_id"].iloc[at]), readings["rad_id"].iloc[at]
+        box = " ".join(f"{value:g}" for value in corners[at])
+        reason = f"box {box} of reader {who} reaches beyond an image of {limits[at, 0]:g}x{limits[at, 1]:g}"
+        outside.append({"image_id": image_id, "file": paths[image_id], "reason": reason})
+    return readings.iloc[np.flatnonzero(is_inside)], outside
+
+
 def _image(image_id: str, original_hw: tuple[int, int], config: PrepareConfig, **labels: Any) -> LabelledImage:
     if labels:
         labels["boxes"] = to_prepared(labels["boxes_original"], original_hw, config.image_size, config.resize)
@@ -170,6 +194,8 @@ def _labelled_images(
     hw: Mapping[str, tuple[int, int]],
     paths: Mapping[str, str],
     config: PrepareConfig,
+    *,
+    lost: Collection[str],
 ) -> tuple[dict[str, LabelledImage], list[Reject]]:
     """The training images by id, in the order of the ids; an image that loses all of its boxes is refused."""
     corners = fused[list(COORDINATES)].to_numpy(np.float64)
@@ -179,18 +205,21 @@ def _labelled_images(
     for image_id in image_ids:
         rows = rows_of.get(image_id)
         if rows is None:
-            images[image_id] = _image(image_id, hw[image_id], config)
+            if image_id in lost:
+                rejects.append(reject(paths[image_id], 0, ALL_REFUSED))
+            else:
+                images[image_id] = _image(image_id, hw[image_id], config)
             continue
         height, width = hw[image_id]
         boxes = clip(corners[rows], (height, width))
         inside = has_area(boxes, min_side=MIN_SIDE)
-        for lost in np.flatnonzero(~inside):
-            text = " ".join(f"{value:g}" for value in corners[rows][lost])
+        for at in np.flatnonzero(~inside):
+            text = " ".join(f"{value:g}" for value in corners[rows][at])
             rejects.append(
                 reject(paths[image_id], 0, f"box {text} leaves no more than a pixel in an image of {width}x{height}")
             )
         if not inside.any():
-            rejects.append(reject(paths[image_id], 0, "all of its boxes were refused, and it is not normal"))
+            rejects.append(reject(paths[image_id], 0, ALL_REFUSED))
             continue
         kept = rows[inside]
         images[image_id] = _image(
@@ -223,8 +252,8 @@ def _with_truth(test: Sequence[LabelledImage], truth: "pd.DataFrame", config: Pr
     for image in test:
         rows = rows_of.get(image.image_id, np.zeros(0, np.int64))
         boxes = clip(corners[rows], image.original_hw) if len(rows) else EMPTY
-        for lost in np.flatnonzero(~has_area(boxes, min_side=MIN_SIDE)):
-            text = " ".join(f"{value:g}" for value in corners[rows][lost])
+        for at in np.flatnonzero(~has_area(boxes, min_side=MIN_SIDE)):
+            text = " ".join(f"{value:g}" for value in corners[rows][at])
             raise InputError(
                 f"test truth of {image.image_id}: box {text} leaves no more than a pixel in an image of "
                 f"{image.original_hw[1]}x{image.original_hw[0]}; mend it, for no score may rest on a part of the truth"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +74,19 @@ def prepare_and_materialise(
     layout: Layout = "auto",
     overwrite: bool = False,
     max_rejects: int | None = None,
+    connect: Callable[[], object] = lambda: None,
 ) -> str:
-    """Prepares raw data, and with a `policy` writes its augmented dataset; needs a Ray connection. Returns a summary.
+    """Prepares raw data, and with a `policy` writes its augmented dataset. Returns a summary.
+
+    `connect` is called before Ray is first needed.
 
     With a policy, `source` may be a prepared dataset; raw data are prepared into `prepared/` below the output first.
     """
+    how: dict[str, Any] = {"layout": layout, "overwrite": overwrite, "max_rejects": max_rejects, "connect": connect}
     if policy is None:
         if copies is not None:
             raise InputError(f"--copies {copies}: only an augmented dataset has copies; add --policy")
-        dataset = prepare(source, output, config, layout=layout, overwrite=overwrite, max_rejects=max_rejects)
+        dataset = prepare(source, output, config, **how)
         return f"{output}: {_counts_told(dataset)}"
     augmentation = Augmentation(policy, copies, config.seed)
     _check(augmentation)
@@ -92,15 +96,20 @@ def prepare_and_materialise(
     else:
         base = storage.join(output, _BASE)
         _check_output(output, None, overwrite=overwrite)
-        dataset = prepare(source, base, config, layout=layout, overwrite=overwrite, max_rejects=max_rejects)
+        dataset = prepare(source, base, config, **how)
     # What was made of an earlier state of the same raw data is made anew where it has changed.
     is_own = dataset.location == storage.absolute(storage.join(output, _BASE))
-    return materialise(dataset, output, augmentation, overwrite=overwrite, follow=is_own)
+    return materialise(dataset, output, augmentation, overwrite=overwrite, follow=is_own, connect=connect)
 
 
 def _counts_told(dataset: PreparedDataset) -> str:
-    counts = ", ".join(f"{name} {value}" for name, value in dataset.counts.items() if isinstance(value, int))
-    return counts + (" (synthetic)" if dataset.synthetic else "")
+    counts, options = dataset.counts, dataset.options
+    return (
+        f"{counts['train_images']:,} training images of {options.image_size} px ({counts['normal_images']:,} normal) in "
+        f"{options.num_folds} folds, {counts['boxes']:,} boxes, {counts['test_images']:,} test images, "
+        f"{counts['near_duplicates']:,} lookalikes, {counts['test_lookalikes']:,} of the test part, "
+        f"{counts['rejects']:,} files and rows refused" + (" (synthetic)" if dataset.synthetic else "")
+    )
 
 
 def _check(augmentation: Augmentation) -> None:
@@ -130,6 +139,7 @@ def materialise(
     *,
     overwrite: bool = False,
     follow: bool = False,
+    connect: Callable[[], object] = lambda: None,
 ) -> str:
     """Writes the augmented dataset and returns a summary; goes on where an earlier run was stopped.
 
@@ -150,6 +160,8 @@ def materialise(
     pictures = sum(len(augmentation.transforms(row["labels"])) for row in train if row["image_id"] in waiting)
     storage.need_space(output, bytes_of_images(pictures, dataset.options))
     options = {"location": dataset.location, "output": storage.absolute(output), "augmentation": augmentation}
+    if stale:
+        connect()
     run_tasks(stale, _write_part, title=f"policy {augmentation.policy}", total=len(waiting), **options)
     return _publish(dataset, output, augmentation, tasks)
 
@@ -343,7 +355,7 @@ def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, 
     return (
         f"{output}: policy {augmentation.policy}, {counts['pictures_of_abnormal_images']} pictures of "
         f"{counts['abnormal_images']} abnormal images, {counts['images'] - counts['abnormal_images']} normal images, "
-        f"{counts['boxes']} boxes, {counts['boxes_that_vanished']} vanished"
+        f"{counts['boxes']} boxes, {counts['boxes_that_vanished']} boxes vanished"
         + (" (synthetic)" if dataset.synthetic else "")
     )
 

@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vbd import storage
@@ -44,14 +44,17 @@ def prepare(
     layout: Layout = "auto",
     overwrite: bool = False,
     max_rejects: int | None = None,
+    connect: Callable[[], object] = lambda: None,
 ) -> PreparedDataset:
-    """Reads a folder of raw X-rays and writes a prepared dataset; needs a Ray connection.
+    """Reads a folder of raw X-rays and writes a prepared dataset; `connect` is called before Ray is first needed.
 
     What lies in `output` already is kept: images whose raw file is unchanged are not decoded again, whether the run before
     was stopped or some files have changed since. Raises InputError when `output` holds a dataset of other options or of
     other images and `overwrite` is not set, and when more than `max_rejects` files and rows are refused.
     """
     check_prepare_config(config)
+    if max_rejects is not None and max_rejects < 0:
+        raise InputError(f"--max-rejects {max_rejects}: want 0 or more")
     _check_source(source, output)
     found = read_source(source, layout)
     print(f"{source}: {describe(found)}", flush=True)
@@ -68,6 +71,7 @@ def prepare(
         return open_dataset(output)
     storage.need_space(output, 2 * bytes_of_images(sum(len(shard.rows) for shard in stale), config))
     if stale:
+        connect()
         _begin(output, config)
     write_shards(stale, earlier, output, config, suffix=suffix)
     return _publish(found, output, config, shards=shards, max_rejects=max_rejects)
@@ -181,9 +185,7 @@ def _publish(
     storage.write_csv(storage.join(output, _REJECTS), rejects, REJECT_COLUMNS)
     _check_rejects(rejects, output, max_rejects)
     if not any(len(image.labels) for image in labelling.train):
-        raise InputError(
-            f"{output}/{_REJECTS}: no image with a finding is left, {len(rejects)} refusals; mend these files"
-        )
+        raise InputError(_nothing_left(output, found, rejects, config))
     _begin(output, config)
     suffix = suffix_of(config.image_format)
     write_labels(labelling, found, output, config, suffix=suffix)
@@ -211,6 +213,18 @@ def _publish(
     }
     storage.write_json(storage.join(output, _MANIFEST), manifest)
     return open_dataset(output)
+
+
+def _nothing_left(output: str, found: Source, rejects: Sequence[Reject], config: PrepareConfig) -> str:
+    if not len(found.readings):
+        return (
+            f"{output}: the {found.kind} layout was read, and no label in it is a finding; check --source and --layout"
+        )
+    if rejects:
+        return f"{output}/{_REJECTS}: no image with a finding is left, {len(rejects)} refusals; mend these files"
+    return (
+        f"{output}: --min-readers {config.min_readers}, --readers and --without-readers leave no finding; ask for less"
+    )
 
 
 def _check_rejects(rejects: Sequence[Reject], output: str, max_rejects: int | None) -> None:

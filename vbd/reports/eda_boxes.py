@@ -137,7 +137,11 @@ def sizes(boxes: AllBoxes) -> Section:
         )
         for k, size in enumerate(_SIZES)
     ]
-    visible = {"tickformat": ".0%", "title": f"boxes with both sides of {MIN_VISIBLE_SIDE} px or more"}
+    visible = {
+        "tickformat": ".0%",
+        "range": [-0.02, 1.02],
+        "title": f"boxes with both sides of {MIN_VISIBLE_SIDE} px or more",
+    }
     kept = figure(*dots, height=520, xaxis=visible, yaxis={"automargin": True}, legend={"title": "prepared at"})
     medians = [f"{quantiles[i, 2] ** 2:.2%}" if i in order else "-" for i in range(NUM_FINDINGS)]
     rows = [
