@@ -287,10 +287,14 @@ def test_a_half_made_dataset_is_no_source(prepared: str, ray_session: None, tmp_
         prepare(str(half), str(tmp_path / "out"), CONFIG)
 
 
-def test_the_images_of_a_single_json_file_are_not_written_to(prepared: str, ray_session: None, tmp_path: Path) -> None:
+def test_the_images_of_a_single_json_file_are_not_written_to(
+    prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Path(shutil.copytree(prepared, tmp_path / "coco"))
-    with pytest.raises(InputError, match="same place as the raw data"):
-        prepare(str(source / "annotations" / "instances_all.json"), str(source / "annotations" / "out"), CONFIG)
+    monkeypatch.chdir(source / "annotations")
+    for output in ("out", str(source / "annotations" / "out"), str(source)):
+        with pytest.raises(InputError, match="same place as the raw data"):
+            prepare("instances_all.json", output, CONFIG)
 
 
 def test_an_output_that_leads_elsewhere_is_refused(phantom: Path, ray_session: None, tmp_path: Path) -> None:

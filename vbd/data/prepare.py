@@ -96,8 +96,8 @@ def _check_source(source: str, output: str) -> None:
 
     The raw data are never written to, nor below or above them, where clearing the output would take them along.
     """
-    folder = source.rsplit("/", 1)[0] if source.endswith(".json") and "/" in source else source
-    raw, prepared = Path(storage.absolute(folder)), Path(storage.absolute(output))
+    raw, prepared = Path(storage.absolute(source)), Path(storage.absolute(output))
+    raw = raw.parent if source.endswith(".json") else raw  # whose images lie beside it and below
     if raw == prepared or raw in prepared.parents or prepared in raw.parents:
         raise InputError(f"{output}: lies in the same place as the raw data in {source}; choose another --output")
     names = storage.list_names(source) if storage.exists(source) and not source.endswith(".json") else []
