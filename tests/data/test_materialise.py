@@ -276,7 +276,7 @@ def test_a_prepared_dataset_is_not_prepared_otherwise(prepared: str, tmp_path: P
         prepare_and_materialise(prepared, str(tmp_path / "out"), PrepareConfig(image_size=256), policy="B")
 
 
-@pytest.mark.parametrize(("policy", "pictures"), [("A", 4_394), ("B", 17_576), ("C", 30_758)])
+@pytest.mark.parametrize(("policy", "pictures"), [("A", 4_394), ("B", 17_576), ("C", 30_758), ("D", 5_990)])
 def test_the_real_labels_give_the_counts_of_the_study(policy, pictures: int) -> None:
     from tests.data.real_data import competition_csv
 
