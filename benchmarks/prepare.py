@@ -259,7 +259,8 @@ def _yolo_folder(folder: Path, images: int, size: int) -> Path:
 def memory(folder: Path) -> None:
     """PSS of this process and all of Ray's, twice a second; each number of images in a process of its own.
 
-    Time per image is that of the pixels alone, in the two halves of the images: starting and publishing are left out.
+    Time per image is that of the pixels alone, in two halves of the images: the first tenth, in which workers start, and
+    publishing are left out.
     """
     columns = (
         "PNG of 512 px to 512 px",
@@ -302,7 +303,8 @@ def _memory_of(raw: str, output: str) -> None:
     took = time.perf_counter() - started
     stop.set()
     watcher.join()
-    first, middle, last = times[0], next(t for t in times if t[1] >= times[-1][1] / 2), times[-1]
+    total = times[-1][1]
+    first, middle, last = (next(t for t in times if t[1] >= share * total) for share in (0.1, 0.55, 1))
     halves = ((first, middle), (middle, last))
     peaks = [max(gb for when, gb in used if begin[0] <= when <= end[0]) for begin, end in halves]
     rates = [1000 * (end[0] - begin[0]) / (end[1] - begin[1]) for begin, end in halves]
