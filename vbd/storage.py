@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,28 +91,29 @@ class FileFacts:
     mtime_ns: int  # when it was last written; 0 when the store does not tell
 
 
-def list_files(location: str) -> dict[str, FileFacts]:
-    """The files directly in a folder by name, from one listing; empty when there is no such folder."""
+def list_files(location: str, *, recursive: bool = False) -> dict[str, FileFacts]:
+    """The files in a folder by name, relative to it, from one listing; empty when there is no such folder."""
     from pyarrow.fs import FileType
 
+    _, root = filesystem(location)
     return {
-        info.base_name: FileFacts(info.size, info.mtime_ns or 0)
-        for info in _listing(location)
+        info.path[len(root) :].lstrip("/"): FileFacts(info.size, info.mtime_ns or 0)
+        for info in _listing(location, recursive=recursive)
         if info.type == FileType.File
     }
 
 
 def list_names(location: str) -> list[str]:
     """Names of what lies directly in a folder, sorted; empty when there is no such folder."""
-    return sorted(info.base_name for info in _listing(location))
+    return sorted(info.base_name for info in _listing(location, recursive=False))
 
 
-def _listing(location: str) -> "list[FileInfo]":
+def _listing(location: str, *, recursive: bool) -> "list[FileInfo]":
     from pyarrow.fs import FileSelector
 
     files, path = filesystem(location)
     try:
-        return files.get_file_info(FileSelector(path, recursive=False, allow_not_found=True))
+        return files.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=True))
     except OSError as error:
         raise InputError(f"{location}: not a folder that can be listed ({_first_line(error)})") from error
 
@@ -129,12 +130,17 @@ def read_bytes(location: str) -> bytes:
         raise StoreError(f"{location}: cannot be read ({_first_line(error)})") from error
 
 
-def read_many(locations: Sequence[str]) -> list[bytes]:
-    """Many small files, several at a time: on an object store each is a round trip."""
+def in_threads(function: Callable[[str], Any], locations: Sequence[str]) -> list[Any]:
+    """The function's value for each location, in order, several at a time: on an object store each is a round trip."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(read_bytes, locations))
+        return list(pool.map(function, locations))
+
+
+def read_many(locations: Sequence[str]) -> list[bytes]:
+    """Many small files."""
+    return in_threads(read_bytes, locations)
 
 
 def write_bytes(location: str, data: bytes | memoryview) -> None:
@@ -261,19 +267,11 @@ def delete_file(location: str) -> None:
         files.delete_file(path)
 
 
-def delete_many(locations: Sequence[str]) -> None:
-    """Removes files, several at a time: on an object store each is a few round trips."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(delete_file, locations))
-
-
 def keep_only(location: str, wanted: Mapping[str, set[str]]) -> None:
     """Removes from each of some folders below a location the files that are not among the names given for it."""
     for part, names in wanted.items():
         folder = join(location, part)
-        delete_many([join(folder, name) for name in sorted(set(list_files(folder)) - names)])
+        in_threads(delete_file, [join(folder, name) for name in sorted(set(list_files(folder)) - names)])
 
 
 def need_space(location: str, wanted_bytes: int) -> None:

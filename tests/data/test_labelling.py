@@ -121,6 +121,13 @@ def test_a_box_beyond_its_image_is_refused_and_a_rounding_is_cut(corners, kept: 
     assert [(r["file"], r["reason"]) for r in labelling.rejects] == ([] if kept else [("/raw/b.png", told)])
 
 
+def test_a_box_of_a_reader_who_is_not_heard_refuses_nothing() -> None:
+    rows = [*READINGS, ("d", "R4", 5, 20, 20, 99_999, 90)]
+    labelling = label_images(source(rows), facts(), replace(CONFIG, without_readers=("R4",)))
+    assert boxes_of(labelling)["d"] == []
+    assert labelling.rejects == []
+
+
 def test_an_image_that_loses_all_of_its_boxes_is_no_normal_image() -> None:
     labelling = label_images(source(), facts(c=(200, 100), b=(20, 20)), CONFIG)
     assert "b" not in boxes_of(labelling)

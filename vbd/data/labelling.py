@@ -6,7 +6,7 @@ It runs anew in seconds whenever a label file or an option changes; the images s
 import csv
 import io
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from vbd.data.folds import assign_folds, fold_table
 from vbd.data.prepared import TEST_FOLD, labels_table_schema
 from vbd.data.readers import COORDINATES, fuse_readers
 from vbd.data.sources import Source
-from vbd.data.sources_tables import ALL_REFUSED
+from vbd.data.sources_tables import ALL_REFUSED, DICOM_SUFFIXES
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.rejects import Reject, reject
@@ -96,25 +96,18 @@ def wanted_images(found: Source, config: PrepareConfig) -> "pd.DataFrame":
 def label_images(found: Source, facts: Mapping[str, ImageFacts], config: PrepareConfig) -> Labelling:
     """Labels of the images in `facts`; what cannot be used becomes a reject."""
     hw, rejects = _original_sizes(found, facts)
-    trios = {
-        str(image_id): tuple(sorted(part))
-        for image_id, part in heard_readers(found, config).groupby("image_id")["rad_id"]
-    }
+    heard = heard_readers(found, config)
+    trios = {str(image_id): tuple(sorted(part)) for image_id, part in heard.groupby("image_id")["rad_id"]}
     images = found.images[found.images["image_id"].isin(hw)]
     paths = dict(zip(images["image_id"], images["path"], strict=True))
     train_ids = sorted(set(images.loc[images["split"] == "train", "image_id"]) & set(trios))
     test_ids = sorted(images.loc[images["split"] == "test", "image_id"])
-    readings, outside = _readings_inside(found, set(train_ids), hw, paths)
+    drawn = found.readings[found.readings["image_id"].isin(train_ids) & found.readings["rad_id"].isin(heard["rad_id"])]
+    is_inside = _is_inside(drawn, hw)
     fused = fuse_readers(
-        readings,
-        method=config.fusion,
-        iou_threshold=config.fusion_iou,
-        min_readers=config.min_readers,
-        readers=config.readers,
-        without_readers=config.without_readers,
-        known_readers=set(found.readers["rad_id"]),
+        drawn[is_inside], method=config.fusion, iou_threshold=config.fusion_iou, min_readers=config.min_readers
     )
-    lost = {row["image_id"] for row in outside}
+    lost = set(drawn.loc[~is_inside, "image_id"])
     labelled, refused = _labelled_images(train_ids, fused, hw, paths, config, lost=lost)
     hashes = {i: bytes.fromhex(facts[i].perceptual_hash) for i in (*labelled, *test_ids) if facts[i].perceptual_hash}
     groups = near_duplicate_groups(hashes, {i: facts[i].sha256 for i in (*labelled, *test_ids)})
@@ -131,7 +124,7 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
         truth=None if found.truth is None else _with_truth(test, found.truth, config),
         groups=groups,
         folds=fold_table(folds, label_sets, trios, groups=groups),
-        rejects=[*rejects, *(reject(row["file"], 0, row["reason"]) for row in outside), *refused],
+        rejects=[*rejects, *_beyond(drawn[~is_inside], hw, paths), *refused],
     )
 
 
@@ -157,29 +150,33 @@ def _is_another(file_hw: tuple[int, int], told_hw: tuple[int, int], kind: str, p
     """Whether a file cannot be the image of that size: a mirror's picture may be smaller, or squeezed to a square."""
     if file_hw == told_hw:
         return False
-    if kind != "competition" or path.lower().endswith((".dicom", ".dcm")):
+    if kind != "competition" or path.lower().endswith(DICOM_SUFFIXES):
         return True
     ratio = (file_hw[0] / file_hw[1]) / (told_hw[0] / told_hw[1])
     return file_hw[0] != file_hw[1] and abs(ratio - 1) > _RATIO_TOLERANCE
 
 
-def _readings_inside(
-    found: Source, train_ids: set[str], hw: Mapping[str, tuple[int, int]], paths: Mapping[str, str]
-) -> tuple["pd.DataFrame", list[dict[str, str]]]:
-    """The readings whose boxes lie in their image, give or take a rounding; and what is wrong with the others."""
-    readings = found.readings[found.readings["image_id"].isin(train_ids)]
+def _is_inside(readings: "pd.DataFrame", hw: Mapping[str, tuple[int, int]]) -> NDArray[np.bool_]:
+    """Which boxes lie in their image, give or take a rounding."""
     corners = readings[list(COORDINATES)].to_numpy(np.float64)
-    sides = np.array([hw[image_id] for image_id in readings["image_id"]], np.float64).reshape(-1, 2)
-    limits = sides[:, [1, 0]]
+    limits = np.array([hw[image_id] for image_id in readings["image_id"]], np.float64).reshape(-1, 2)[:, ::-1]
     slack = np.maximum(_SLACK * limits, _MIN_SLACK)
-    is_inside = (corners[:, :2] >= -slack).all(axis=1) & (corners[:, 2:] <= limits + slack).all(axis=1)
-    outside = []
-    for at in np.flatnonzero(~is_inside):
-        image_id, who = str(readings["image_id"].iloc[at]), readings["rad_id"].iloc[at]
-        box = " ".join(f"{value:g}" for value in corners[at])
-        reason = f"box {box} of reader {who} reaches beyond an image of {limits[at, 0]:g}x{limits[at, 1]:g}"
-        outside.append({"image_id": image_id, "file": paths[image_id], "reason": reason})
-    return readings.iloc[np.flatnonzero(is_inside)], outside
+    inside: NDArray[np.bool_] = np.concatenate([corners[:, :2] >= -slack, corners[:, 2:] <= limits + slack], axis=1)
+    return np.logical_and.reduce(inside, axis=1)
+
+
+def _beyond(readings: "pd.DataFrame", hw: Mapping[str, tuple[int, int]], paths: Mapping[str, str]) -> list[Reject]:
+    """What is said of boxes that do not lie in their image."""
+    rejects = []
+    for row in readings.to_dict("records"):
+        (height, width), box = hw[row["image_id"]], _told(row[name] for name in COORDINATES)
+        reason = f"box {box} of reader {row['rad_id']} reaches beyond an image of {width}x{height}"
+        rejects.append(reject(paths[row["image_id"]], 0, reason))
+    return rejects
+
+
+def _told(corners: Iterable[float]) -> str:
+    return " ".join(f"{value:g}" for value in corners)
 
 
 def _image(image_id: str, original_hw: tuple[int, int], config: PrepareConfig, **labels: Any) -> LabelledImage:
@@ -214,10 +211,8 @@ def _labelled_images(
         boxes = clip(corners[rows], (height, width))
         inside = has_area(boxes, min_side=MIN_SIDE)
         for at in np.flatnonzero(~inside):
-            text = " ".join(f"{value:g}" for value in corners[rows][at])
-            rejects.append(
-                reject(paths[image_id], 0, f"box {text} leaves no more than a pixel in an image of {width}x{height}")
-            )
+            reason = f"box {_told(corners[rows][at])} leaves no more than a pixel in an image of {width}x{height}"
+            rejects.append(reject(paths[image_id], 0, reason))
         if not inside.any():
             rejects.append(reject(paths[image_id], 0, ALL_REFUSED))
             continue
@@ -253,9 +248,8 @@ def _with_truth(test: Sequence[LabelledImage], truth: "pd.DataFrame", config: Pr
         rows = rows_of.get(image.image_id, np.zeros(0, np.int64))
         boxes = clip(corners[rows], image.original_hw) if len(rows) else EMPTY
         for at in np.flatnonzero(~has_area(boxes, min_side=MIN_SIDE)):
-            text = " ".join(f"{value:g}" for value in corners[rows][at])
             raise InputError(
-                f"test truth of {image.image_id}: box {text} leaves no more than a pixel in an image of "
+                f"test truth of {image.image_id}: box {_told(corners[rows][at])} leaves no more than a pixel in an image of "
                 f"{image.original_hw[1]}x{image.original_hw[0]}; mend it, for no score may rest on a part of the truth"
             )
         known = {

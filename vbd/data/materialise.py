@@ -22,14 +22,13 @@ from vbd import storage
 from vbd.augment.policies import TransformName, apply_transform, draw_transform, draws_of
 from vbd.boxes import as_boxes
 from vbd.config import ImageFormat, Layout, Policy, PrepareConfig
-from vbd.data.coco import LabelledImage, select_folds, to_coco
+from vbd.data.coco import select_folds
 from vbd.data.images import decode_image, encode_image, suffix_of
-from vbd.data.prepare import bytes_of_images, prepare
+from vbd.data.materialise_rows import document, draw_contact_sheet
+from vbd.data.prepare import bytes_of_images, check_is_ours, prepare
 from vbd.data.prepare_tasks import count_in_ray, run_tasks
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
-from vbd.drawing import LAYER_COLOURS, Layer, contact_sheet, draw, png
 from vbd.errors import InputError
-from vbd.labels import name_of
 from vbd.records import Row
 
 if TYPE_CHECKING:
@@ -41,8 +40,6 @@ _BASE = "prepared"
 _IMAGES_PER_TASK = 32
 _PROVENANCE = ("file_name", "source", "transform", "copy", "seed", "partners", "fold", "boxes_in", "boxes_out")
 _PICTURE_NAME = re.compile(r"__\d+-[a-z0-9]+$")
-# Contact sheet: how many images, and how large each picture is.
-_SHEET_IMAGES, _SHEET_SIDE = 4, 320
 
 
 @dataclass(frozen=True)
@@ -168,10 +165,8 @@ def materialise(
 
 def _check_output(output: str, told: dict[str, Any] | None, *, overwrite: bool) -> None:
     """`told` is what is about to be written; None before it is known."""
-    names = set(storage.list_names(output))
-    if _PLAN not in names and {name for name in names if not name.endswith(".tmp")} - {_BASE}:
-        raise InputError(f"{output}: holds other files and no augmented dataset of ours; choose an empty --output")
-    if told is None or overwrite or _PLAN not in names:
+    check_is_ours(output, _PLAN, what="augmented dataset", besides=(_BASE,))
+    if told is None or overwrite or not storage.exists(storage.join(output, _PLAN)):
         return
     old = storage.read_object(storage.join(output, _PLAN))
     other = next((name for name, value in told.items() if old.get(name) != value), None)
@@ -324,19 +319,19 @@ def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, 
     """Merges the parts into COCO, provenance and contact sheet; the manifest comes last."""
     parts = storage.read_many([storage.join(output, "parts", task["part"]) for task in tasks])
     rows = [row for part in parts for row in json.loads(part)["rows"]]
-    document = _document(rows, dataset)
+    merged = document(rows, dataset)
     folds = range(dataset.options.num_folds)
-    documents = {"instances_all": document}
-    documents |= {f"instances_fold{k}": select_folds(document, {k}) for k in folds}
+    documents = {"instances_all": merged}
+    documents |= {f"instances_fold{k}": select_folds(merged, {k}) for k in folds}
     # What to validate on: a fold as it is, without its augmented pictures.
-    originals = _document([row for row in rows if row["copy"] == 0], dataset)
+    originals = document([row for row in rows if row["copy"] == 0], dataset)
     documents |= {f"originals_fold{k}": select_folds(originals, {k}) for k in folds}
     for name, content in documents.items():
         storage.write_json(storage.join(output, "annotations", f"{name}.json"), content, compact=True)
     told = [{name: row[name] for name in _PROVENANCE} | {"partners": " ".join(row["partners"])} for row in rows]
     storage.write_csv(storage.join(output, "provenance.csv"), told, _PROVENANCE)
     storage.write_bytes(
-        storage.join(output, "contact_sheet.png"), _contact_sheet(rows, output, synthetic=dataset.synthetic)
+        storage.join(output, "contact_sheet.png"), draw_contact_sheet(rows, output, synthetic=dataset.synthetic)
     )
     wanted = {"images": {row["file_name"] for row in rows}, "parts": {task["part"] for task in tasks}}
     storage.keep_only(output, wanted | {"annotations": {f"{name}.json" for name in documents}})
@@ -358,51 +353,3 @@ def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, 
         f"{counts['boxes']} boxes, {counts['boxes_that_vanished']} boxes vanished"
         + (" (synthetic)" if dataset.synthetic else "")
     )
-
-
-def _document(rows: Sequence[dict[str, Any]], dataset: PreparedDataset) -> dict[str, Any]:
-    """COCO of the pictures, each with its source and transform."""
-    size = dataset.options.image_size
-    by_stem = {row["file_name"].rsplit(".", 1)[0]: row for row in rows}
-    pictures = [_labelled(stem, row, size) for stem, row in by_stem.items()]
-    suffix = "." + rows[0]["file_name"].rsplit(".", 1)[1]
-    document = to_coco(pictures, image_size=size, synthetic=dataset.synthetic, suffix=suffix)
-    for entry in document["images"]:
-        row = by_stem[entry["image_id"]]
-        entry |= {"source": row["source"], "transform": row["transform"]}
-    return document
-
-
-def _labelled(stem: str, row: dict[str, Any], size: int) -> LabelledImage:
-    boxes = as_boxes(row["boxes"])
-    return LabelledImage(
-        image_id=stem,
-        fold=row["fold"],
-        original_hw=(size, size),
-        boxes=boxes,
-        boxes_original=boxes,
-        labels=np.asarray(row["labels"], np.int64),
-        readers=np.asarray(row["readers"], np.int64),
-        rad_ids=[()] * len(boxes),
-    )
-
-
-def _contact_sheet(rows: Sequence[dict[str, Any]], output: str, *, synthetic: bool) -> bytes:
-    """The ground truth drawn on every picture of a few images, one line for each image."""
-    by_source: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_source.setdefault(row["source"], []).append(row)
-    # Images with as many kinds of pictures and as many classes as there are.
-    order = sorted(by_source, key=lambda i: (-len(by_source[i]), -len(set(by_source[i][0]["labels"])), i))
-    columns = len(by_source[order[0]])
-    chosen = [source for source in order if len(by_source[source]) == columns][:_SHEET_IMAGES]
-    pictures, captions = [], []
-    for source in chosen:
-        for row in by_source[source]:
-            image = decode_image(storage.read_bytes(storage.join(output, "images", row["file_name"])))
-            texts = [name_of(label) for label in row["labels"]]
-            layer = Layer(as_boxes(row["boxes"]), texts, LAYER_COLOURS[1], row["transform"])
-            grey = image if image.ndim == 2 else image[..., 0]
-            pictures.append(draw(grey, [layer], zoom=_SHEET_SIDE / len(image)))
-            captions.append(f"{'SYNTHETIC  ' if synthetic else ''}{row['transform']}  {source[:12]}")
-    return png(contact_sheet(pictures, captions, columns))

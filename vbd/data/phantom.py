@@ -21,12 +21,13 @@ from vbd import storage
 from vbd.data.phantom_anatomy import expose
 from vbd.data.phantom_files import ImageFormat, encode_film
 from vbd.data.phantom_findings import draw_film
+from vbd.data.sources_tables import SYNTHETIC_MARK
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, NUM_FINDINGS, name_of
 
 VERSION = 1
 # Written before train.csv, the last file. While a folder is unfinished it carries the other one.
-MARKER, UNFINISHED = "SYNTHETIC.json", "UNFINISHED.json"
+MARKER, UNFINISHED = SYNTHETIC_MARK, "UNFINISHED.json"
 _NOTE = (
     "SYNTHETIC images, drawn by a program. No patient, no radiologist. Scores on them say whether software works, "
     "nothing about medicine."

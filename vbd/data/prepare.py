@@ -6,7 +6,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from vbd import storage
@@ -60,7 +60,7 @@ def prepare(
     print(f"{source}: {describe(found)}", flush=True)
     suffix = suffix_of(config.image_format)
     shards = plan_shards(wanted_images(found, config), config.shard_size)
-    _check_is_ours(output)
+    check_is_ours(output, _PLAN, what="dataset")
     earlier = look_around(output, pixel_key(config))
     if not overwrite:
         _check_is_this_one(output, config, {row["image_id"] for shard in shards for row in shard.rows}, earlier)
@@ -106,11 +106,14 @@ def _check_source(source: str, output: str) -> None:
             raise InputError(f"{source}: making this dataset was not finished; finish it before it is used as a source")
 
 
-def _check_is_ours(output: str) -> None:
-    """Raises InputError for a folder with files of somebody else, or one that leads elsewhere."""
+def check_is_ours(output: str, plan: str, *, what: str, besides: Collection[str] = ()) -> None:
+    """Raises InputError for a folder with files of somebody else, or one that leads elsewhere.
+
+    Ours is a folder with the file `plan`, or with nothing in it `besides` some names.
+    """
     names = [name for name in storage.list_names(output) if not name.endswith(".tmp")]
-    if names and _PLAN not in names:
-        raise InputError(f"{output}: holds other files and no dataset of ours; choose an empty --output")
+    if plan not in names and not set(names) <= set(besides):
+        raise InputError(f"{output}: holds other files and no {what} of ours; choose an empty --output")
     for name in names:
         if storage.is_local(output) and Path(storage.absolute(output), name).is_symlink():
             raise InputError(

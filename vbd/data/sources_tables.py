@@ -1,8 +1,7 @@
 """What every source of labelled X-rays comes down to, and what its readers share."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,9 +40,6 @@ CONTRADICTED = "No finding beside a finding by the same reader"
 DUPLICATE = "duplicate row"
 IN_BOTH_PARTS = "the test part has an image with this id"
 
-# Headers are read with so many requests at a time: on an object store each is a round trip.
-_THREADS = 16
-
 
 @dataclass(frozen=True)
 class Source:
@@ -73,18 +69,9 @@ class Listing:
 def list_folder(folder: str, *, recursive: bool = False) -> Listing:
     """The files in a folder; none when there is no such folder."""
     import pandas as pd
-    from pyarrow.fs import FileSelector, FileType
 
-    files, root = storage.filesystem(folder)
-    try:
-        found = files.get_file_info(FileSelector(root, recursive=recursive, allow_not_found=True))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({str(error).splitlines()[0][:200]})") from error
-    rows = sorted(
-        (info.path[len(root) :].lstrip("/"), info.size, info.mtime_ns or 0)
-        for info in found
-        if info.type == FileType.File
-    )
+    found = storage.list_files(folder, recursive=recursive)
+    rows = sorted((name, facts.size, facts.mtime_ns) for name, facts in found.items())
     images = [row for row in rows if row[0].lower().endswith(IMAGE_SUFFIXES)]
     names = [name for name, _, _ in images]
     table = pd.DataFrame(
@@ -209,13 +196,7 @@ def read_sizes(paths: Sequence[str]) -> list[tuple[int, int] | None]:
         except OSError as error:
             raise StoreError(f"{path}: cannot be read ({str(error).splitlines()[0][:200]})") from error
 
-    return in_threads(read, paths)
-
-
-def in_threads(function: Callable[[str], Any], items: Sequence[str]) -> list[Any]:
-    """The function's values in the order of the items, several at a time."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, items))
+    return storage.in_threads(read, paths)
 
 
 class PathIndex:

@@ -12,6 +12,7 @@ from vbd.boxes import hflip
 from vbd.config import PrepareConfig, RunOptions
 from vbd.data.images import decode_image, prepare_image, resize_square, suffix_of
 from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, parse_part, to_detections
+from vbd.data.sources_tables import IMAGE_SUFFIXES
 from vbd.ensemble.fusion import fuse
 from vbd.errors import InputError
 from vbd.records import Detections, detections_to_table
@@ -20,7 +21,6 @@ from vbd.training.checkpoint import CheckpointInfo, load_detector, load_tensors,
 from vbd.training.run import check_gpus
 
 TestTimeAugmentation = Literal["none", "flip"]
-IMAGE_SUFFIXES = (".dicom", ".dcm", ".png", ".jpg", ".jpeg")
 # Boxes of an image and of its mirror image that overlap more are one finding.
 _MIRROR_IOU = 0.5
 
