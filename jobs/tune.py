@@ -34,8 +34,9 @@ def tune(
         loader_workers: Processes beside each trial that decode and augment.
         device: Where trials run.
     """
-    from vbd.config import RunOptions, override, preset_of
+    from vbd.config import RunOptions
     from vbd.pipeline import run_pipeline
+    from vbd.presets import override, preset_of
 
     search = override(preset_of(preset), steps=steps, trials=trials, seed=seed, gpus_per_trial=gpus_per_trial)
     options = RunOptions(device=device, loader_workers=loader_workers)

@@ -8,14 +8,15 @@ from vbd.config import (
     VARIANTS,
     PrepareConfig,
     TrainConfig,
+    changed_fields,
     check_prepare_config,
     check_train_config,
     config_hash,
-    override,
-    preset_of,
+    stage_two,
     train_config_from,
 )
 from vbd.errors import InputError
+from vbd.presets import override, preset_of
 
 
 def test_the_hash_survives_json_and_sees_every_field() -> None:
@@ -24,7 +25,15 @@ def test_the_hash_survives_json_and_sees_every_field() -> None:
     assert config_hash(again) == config_hash(config)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        other = not value if isinstance(value, bool) else f"{value}x" if isinstance(value, str) else value + 1
+        match value:
+            case bool():
+                other: object = not value
+            case str():
+                other = f"{value}x"
+            case tuple():
+                other = (*value, 1)
+            case _:
+                other = value + 1
         assert config_hash(dataclasses.replace(config, **{field.name: other})) != config_hash(config), field.name
 
 
@@ -48,6 +57,12 @@ def test_every_family_has_variants_that_pass_the_check() -> None:
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
         ({"normal_share": 1.0}, "normal_share is 1.0"),
         ({"colour": 1}, "unknown field 'colour'"),
+        ({"anchor_ratios": [0.5]}, "anchor_ratios is .* for yolox; want nothing: it has no anchors"),
+        ({"detector": "retinanet", "variant": "resnet18", "anchor_ratios": [0.5, "1"]}, "anchor_ratios is '1'"),
+        ({"subset": 3}, "subset is 3; want a list"),
+        ({"subset": [14]}, "want labels from 0 to 13"),
+        ({"accumulate": 17}, "accumulate is 17 .*; want between 1 and batch_size"),
+        ({"weights": "a.pth", "pretrained": True}, "no file of weights beside pretrained"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values: dict, told: str) -> None:
@@ -60,7 +75,7 @@ def test_a_wrong_value_is_named_with_its_place(values: dict, told: str) -> None:
 @pytest.mark.parametrize("name", ["smoke", "study", "search"])
 def test_presets_can_be_trained(name: str) -> None:
     search = preset_of(name)  # type: ignore[arg-type]
-    assert {candidate.base.detector for candidate in search.candidates} == set(FAMILIES)
+    assert {candidate.base.detector for candidate in search.candidates} <= set(FAMILIES)
     for candidate in search.candidates:
         check_train_config(candidate.base)
 
@@ -96,3 +111,21 @@ def test_options_that_no_dataset_can_be_prepared_with(fields: dict, told: str) -
 def test_override_refuses_nonsense() -> None:
     with pytest.raises(InputError, match="--trials 0"):
         override(preset_of("smoke"), trials=0)
+
+
+def test_a_field_at_its_default_does_not_change_the_hash() -> None:
+    assert changed_fields(TrainConfig()) == {}
+    assert changed_fields(TrainConfig(subset=(1,), variant="s")) == {"subset": (1,), "variant": "s"}
+    values = dataclasses.asdict(TrainConfig(variant="s"))
+    older = {
+        name: value for name, value in values.items() if name != "multi_scale"
+    }  # written before the field was there
+    assert config_hash(train_config_from(older)) == config_hash(TrainConfig(variant="s"))
+
+
+def test_a_second_stage_starts_from_weights_at_a_twentieth_of_the_rate() -> None:
+    first = TrainConfig(pretrained=True, learning_rate=1e-3, report_every=1000)
+    second = stage_two(first, weights="runs/a", steps=400, subset=(1, 12))
+    check_train_config(second)
+    assert (second.learning_rate, second.steps, second.warmup_steps, second.report_every) == (5e-5, 400, 20, 400)
+    assert (second.weights, second.pretrained, second.subset) == ("runs/a", False, (1, 12))

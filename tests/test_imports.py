@@ -14,7 +14,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 # Low to high; a module may import from its own level and from lower ones.
 LEVELS = (
     (
-        *("vbd", "errors", "labels", "boxes", "config", "storage", "records", "rejects", "progress"),
+        *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
         *("fusing", "suppression", "drawing"),
     ),
     (

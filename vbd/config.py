@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import Any, Literal, assert_never, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vbd.errors import InputError
+from vbd.labels import NUM_FINDINGS
 
-Family = Literal["faster_rcnn", "yolox", "efficientdet"]
+Family = Literal["faster_rcnn", "retinanet", "fcos", "yolox", "efficientdet"]
 Policy = Literal["A", "B", "C", "D", "E"]
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -18,18 +19,43 @@ ImageFormat = Literal["png", "png16", "jpeg"]
 Channels = Literal["grey", "composed"]
 ReaderFusion = Literal["wbf", "nmw", "nms", "mean", "union"]
 Layout = Literal["auto", "competition", "yolo", "coco"]
+Sampler = Literal["repeat_factor", "instance_aware", "class_aware"]
+Input = Literal["loader", "ray"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 POLICIES: tuple[Policy, ...] = get_args(Policy)
+# Backbones of torchvision's detectors that come without COCO weights: with `pretrained` their own are ImageNet's.
+_OTHER_RESNETS = (
+    *("resnet18", "resnet34", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+)
 # Sizes that each family knows; the first is the smallest.
 VARIANTS: dict[Family, tuple[str, ...]] = {
-    "faster_rcnn": ("mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2"),
+    "faster_rcnn": ("mobilenet_v3_large_320", "mobilenet_v3_large", "resnet50", "resnet50_v2", *_OTHER_RESNETS),
+    "retinanet": ("resnet18", "resnet50", "resnet50_v2", *_OTHER_RESNETS[1:]),
+    "fcos": ("resnet18", "resnet50", *_OTHER_RESNETS[1:]),
     "yolox": ("nano", "tiny", "s", "m", "l", "x"),
+    # The library's `tf_` models, with weights converted from the authors' own, but for `torch_`: trained in PyTorch.
     "efficientdet": (
         *("lite0", "lite1", "lite2", "lite3", "lite3x", "lite4"),
-        *("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7"),
+        *("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7", "d7x"),
+        *("torch_d0", "torch_d1", "torch_d2", "torch_d3", "torch_d4", "torch_d5"),
     ),
 }
+# Detectors that place anchor boxes; the others learn from points.
+ANCHORED: tuple[Family, ...] = ("faster_rcnn", "retinanet", "efficientdet")
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The anchor boxes of a detector; a zero or an empty tuple leaves what its adapter chose for X-rays."""
+
+    # Side of the smallest anchor as a share of the image's, 0..0.5: a nodule.
+    smallest: float = 0.0
+    # Sizes on each level of the pyramid.
+    per_level: int = 0
+    # Height over width: below 1 for flat boxes such as pleural thickening at the diaphragm.
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,12 @@ class TrainConfig:
     image_size: int = 512
     # Start from COCO weights that the library fetches.
     pretrained: bool = False
+    # Start from this file of weights or checkpoint folder instead; empty: no file.
+    weights: str = ""
+    # Anchor boxes; see Anchors. Only for detectors in ANCHORED.
+    anchor_smallest: float = 0.0
+    anchor_per_level: int = 0
+    anchor_ratios: tuple[float, ...] = ()
 
     # Augmentation: A none, B flips and turns, C adds mixing and CLAHE, D C for rare labels, E the competitors' recipe.
     policy: Policy = "A"
@@ -50,14 +82,24 @@ class TrainConfig:
     strength: float = 1.0
     # Share of normal images in every batch, 0..0.9.
     normal_share: float = 0.2
-    # LVIS repeat-factor threshold over images; 0 switches it off (0.1 lengthens the real data's epoch by 6 %).
+    # How often images of rare labels are drawn: by LVIS repeat factors, by their form that also counts boxes, or every label
+    # equally often.
+    sampler: Sampler = "repeat_factor"
+    # Threshold of the repeat factors; 0 switches them off (0.1 lengthens the real data's epoch by 6 %).
     repeat_threshold: float = 0.0
+    # Train only on images that hold one of these labels, and on normal ones; empty: on all.
+    subset: tuple[int, ...] = ()
+    # A box that k of 3 readers drew weighs (k / 3) ** agreement_weight in the loss; 0: all alike.
+    agreement_weight: float = 0.0
 
-    # Budget: optimiser steps, images per step.
+    # Budget: optimiser steps, images per step, and in how many parts a step goes through the detector.
     steps: int = 20_000
     batch_size: int = 16
+    accumulate: int = 1
     optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-3
+    # Learning rate of the backbone as a share of the others'; 0 freezes it, its batch statistics too.
+    backbone_rate: float = 1.0
     weight_decay: float = 0.05
     # Linear warm-up, in steps; a cosine to 1 % of the rate follows.
     warmup_steps: int = 500
@@ -65,6 +107,8 @@ class TrainConfig:
     grad_clip: float = 10.0
     # Decay of the running mean of the weights; 0 switches it off.
     ema_decay: float = 0.998
+    # Multi-scale training: the side of each step's images is drawn within this share of image_size; 0 switches it off.
+    multi_scale: float = 0.0
     # Arithmetic of the forward pass.
     precision: Precision = "fp32"
 
@@ -77,13 +121,21 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; nothing here changes what is learned, so it is not in the config's hash."""
+    """How and where a run is carried out; not in the config's hash, so that a run may go on elsewhere."""
 
     device: Device = "auto"
     # Torch threads of each training process: more than one makes concurrent trials fight for cores.
     threads: int = 1
     # Processes that decode and augment beside the training process; 0 does it in line.
     loader_workers: int = 0
+    # Where batches are made: beside the training process, or by Ray Data on the cluster's CPU workers.
+    input: Input = "loader"
+    # Layout of images in memory in which convolutions are mostly faster, and what tensor cores want.
+    channels_last: bool = True
+    # torch.compile the detector: minutes at the start, for long runs on a GPU.
+    compile: bool = False
+    # With several workers: take batch statistics over all of them.
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,137 +219,41 @@ def check_prepare_config(config: PrepareConfig) -> None:
             raise InputError(f"--{name} {value}: want {wanted}")
 
 
-Preset = Literal["smoke", "study", "search"]
+def config_hash(config: TrainConfig) -> str:
+    """Sixteen hex digits that are equal exactly for equal configs, on every machine and Python version.
+
+    Fields at their default are left out, so that a new field disowns no older checkpoint.
+    """
+    text = json.dumps(changed_fields(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def preset_of(name: Preset) -> SearchConfig:
-    """The complete search behind a name."""
-    match name:
-        case "smoke":
-            return smoke()
-        case "study":
-            return study()
-        case "search":
-            return full_search()
-        case _:
-            assert_never(name)
+def changed_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields that differ from their default."""
+    defaults = dataclasses.asdict(TrainConfig())
+    return {name: value for name, value in dataclasses.asdict(config).items() if value != defaults[name]}
 
 
-def smoke() -> SearchConfig:
-    """Minutes on two cores without a GPU: small detectors from scratch at 128 pixels, on the synthetic dataset."""
-    common = TrainConfig(
-        image_size=128, batch_size=8, warmup_steps=50, normal_share=0.2, weight_decay=0.01, ema_decay=0.995
-    )
-    candidates = (
-        (replace(common, detector="yolox", variant="nano", steps=600, report_every=150), (2e-3, 5e-3)),
-        (
-            replace(common, detector="faster_rcnn", variant="mobilenet_v3_large_320", steps=320, report_every=80),
-            (1e-3, 2.5e-3),
-        ),
-        (replace(common, detector="efficientdet", variant="lite0", steps=320, report_every=80), (6e-3, 1.5e-2)),
-    )
-    return SearchConfig(
-        preset="smoke",
-        candidates=tuple(
-            Candidate(base=base, policies=("A", "E"), strengths=(0.3, 0.6), learning_rates=rates, trials=2)
-            for base, rates in candidates
-        ),
-        reduction=2,
-        keep_per_family=1,
-    )
+def anchors_of(config: TrainConfig) -> Anchors:
+    """The anchor boxes that a config asks for."""
+    return Anchors(config.anchor_smallest, config.anchor_per_level, config.anchor_ratios)
 
 
-def study() -> SearchConfig:
-    """How much augmentation is best? Every policy at several strengths, at EQUAL optimiser steps, over seeds."""
-    bases = (
-        TrainConfig(detector="faster_rcnn", variant="resnet50", pretrained=True, learning_rate=2e-4, batch_size=8),
-        TrainConfig(detector="yolox", variant="s", pretrained=True, learning_rate=1e-3),
-        TrainConfig(detector="efficientdet", variant="d0", pretrained=True, learning_rate=1e-3),
-    )
-    return SearchConfig(
-        preset="study",
-        candidates=tuple(
-            Candidate(
-                base=base,
-                policies=POLICIES,
-                strengths=(0.25, 0.5, 1.0),
-                learning_rates=(base.learning_rate, base.learning_rate),
-                seeds=(0, 1, 2),
-            )
-            for base in bases
-        ),
-        searcher="grid",
-        scheduler="fifo",  # stopping early would favour policies that are quick rather than good
-    )
+def stage_two(config: TrainConfig, *, weights: str, steps: int, subset: tuple[int, ...] = ()) -> TrainConfig:
+    """A second stage: from a checkpoint of `config`, a twentieth of its rate, warmed up over the first twentieth.
 
-
-def full_search() -> SearchConfig:
-    """The full space, for a cluster with GPUs."""
-    families: tuple[tuple[TrainConfig, tuple[str, ...], tuple[float, float]], ...] = (
-        (
-            TrainConfig(detector="faster_rcnn", variant="resnet50", batch_size=8),
-            ("resnet50", "resnet50_v2"),
-            (5e-5, 1e-3),
-        ),
-        (TrainConfig(detector="yolox", variant="m"), ("s", "m", "l"), (3e-4, 3e-3)),
-        (TrainConfig(detector="efficientdet", variant="d2"), ("d0", "d2", "d4"), (3e-4, 3e-3)),
-    )
-    return SearchConfig(
-        preset="search",
-        candidates=tuple(
-            Candidate(
-                base=replace(base, pretrained=True, precision="bf16", repeat_threshold=0.1),
-                policies=POLICIES,
-                strengths=(0.25, 0.5, 0.75, 1.0),
-                learning_rates=rates,
-                variants=variants,
-                image_sizes=(512, 640, 1024),
-                normal_shares=(0.1, 0.25, 0.5),
-                trials=24,
-            )
-            for base, variants, rates in families
-        ),
-        searcher="optuna",
-    )
-
-
-def with_steps(config: TrainConfig, steps: int) -> TrainConfig:
-    """Another budget, with as many reports and the same share of it spent warming up."""
+    `subset` are the labels whose images it sees; empty: all.
+    """
     return replace(
         config,
+        weights=weights,
+        pretrained=False,
+        learning_rate=config.learning_rate / 20,
         steps=steps,
-        report_every=max(1, config.report_every * steps // config.steps),
-        warmup_steps=config.warmup_steps * steps // config.steps,
+        warmup_steps=steps // 20,
+        report_every=min(config.report_every, steps),
+        subset=subset,
     )
-
-
-def override(
-    search: SearchConfig,
-    *,
-    steps: int | None = None,
-    trials: int | None = None,
-    seed: int = 0,
-    gpus_per_trial: float | None = None,
-) -> SearchConfig:
-    """A search with some fields replaced, for all of its families; None leaves the preset's value."""
-    least = (("steps", steps, 1), ("trials", trials, 1), ("seed", seed, 0), ("gpus-per-trial", gpus_per_trial, 0))
-    for name, value, bound in least:
-        if value is not None and value < bound:
-            raise InputError(f"--{name} {value}: want {bound} or more")
-    candidates = []
-    for candidate in search.candidates:
-        base = replace(candidate.base, seed=seed)
-        base = with_steps(base, steps or base.steps)
-        seeds = tuple(seed + number for number in candidate.seeds)
-        candidates.append(replace(candidate, base=base, seeds=seeds, trials=trials or candidate.trials))
-    gpus = search.gpus_per_trial if gpus_per_trial is None else gpus_per_trial
-    return replace(search, candidates=tuple(candidates), gpus_per_trial=gpus, seed=seed)
-
-
-def config_hash(config: TrainConfig) -> str:
-    """Sixteen hex digits that are equal exactly for equal configs, on every machine and Python version."""
-    text = json.dumps(dataclasses.asdict(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def train_config_from(values: dict[str, Any], *, where: str = "config") -> TrainConfig:
@@ -308,7 +264,8 @@ def train_config_from(values: dict[str, Any], *, where: str = "config") -> Train
         raise InputError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(hints)}")
     for name, value in values.items():
         _check_type(name, value, hints[name], where)
-    config = TrainConfig(**values)
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    config = TrainConfig(**fields)
     check_train_config(config, where=where)
     return config
 
@@ -317,6 +274,12 @@ def _check_type(name: str, value: Any, hint: Any, where: str) -> None:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise InputError(f"{where}: {name} is {value!r}; choose one of {', '.join(map(str, get_args(hint)))}")
+        return
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where}: {name} is {value!r}; want a list")
+        for item in value:
+            _check_type(name, item, get_args(hint)[0], where)
         return
     wanted = (int, float) if hint is float else hint
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
@@ -334,19 +297,41 @@ def check_train_config(config: TrainConfig, *, where: str = "config") -> None:
     rules = (
         ("variant", config.variant in VARIANTS[config.detector], f"one of {', '.join(VARIANTS[config.detector])}"),
         ("image_size", config.image_size > 0 and config.image_size % multiple == 0, f"a multiple of {multiple}"),
+        ("weights", not (config.weights and config.pretrained), "no file of weights beside pretrained"),
+        *_anchor_rules(config),
         ("strength", 0 <= config.strength <= 1, "between 0 and 1"),
         ("normal_share", 0 <= config.normal_share <= 0.9, "between 0 and 0.9"),
         ("repeat_threshold", 0 <= config.repeat_threshold <= 1, "between 0 and 1"),
+        ("subset", set(config.subset) <= set(range(NUM_FINDINGS)), f"labels from 0 to {NUM_FINDINGS - 1}"),
+        ("agreement_weight", 0 <= config.agreement_weight <= 4, "between 0 and 4"),
         ("steps", config.steps > 0, "positive"),
         ("batch_size", config.batch_size > 0, "positive"),
+        ("accumulate", 1 <= config.accumulate <= config.batch_size, "between 1 and batch_size"),
         ("learning_rate", config.learning_rate > 0, "positive"),
+        ("backbone_rate", 0 <= config.backbone_rate <= 1, "between 0 and 1"),
         ("weight_decay", config.weight_decay >= 0, "0 or more"),
         ("warmup_steps", config.warmup_steps >= 0, "0 or more"),
         ("grad_clip", config.grad_clip > 0, "positive"),
         ("ema_decay", 0 <= config.ema_decay < 1, "at least 0 and below 1"),
+        ("multi_scale", 0 <= config.multi_scale <= 0.5, "between 0 and 0.5"),
         ("fold", config.fold >= 0, "0 or more"),
         ("report_every", config.report_every > 0, "positive"),
     )
     for name, is_good, wanted in rules:
         if not is_good:
             raise InputError(f"{where}: {name} is {getattr(config, name)!r} for {config.detector}; want {wanted}")
+
+
+def _anchor_rules(config: TrainConfig) -> tuple[tuple[str, bool, str], ...]:
+    if config.detector not in ANCHORED:
+        nothing = "nothing: it has no anchors"
+        return (
+            ("anchor_smallest", not config.anchor_smallest, nothing),
+            ("anchor_per_level", not config.anchor_per_level, nothing),
+            ("anchor_ratios", not config.anchor_ratios, nothing),
+        )
+    return (
+        ("anchor_smallest", 0 <= config.anchor_smallest <= 0.5, "between 0 and 0.5"),
+        ("anchor_per_level", 0 <= config.anchor_per_level <= 8, "between 0 and 8"),
+        ("anchor_ratios", all(0.05 <= ratio <= 20 for ratio in config.anchor_ratios), "ratios between 0.05 and 20"),
+    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,14 @@ class Target(TypedDict):
 
     boxes: "torch.Tensor"  # float32 (n, 4)
     labels: "torch.Tensor"  # int64 (n,)
+    weights: NotRequired["torch.Tensor"]  # float32 (n,) what each box counts in the loss; absent: 1
 
 
-class Prediction(Target):
+class Prediction(TypedDict):
     """What a detector says, with torchvision's keys; boxes in pixels of the input image."""
 
+    boxes: "torch.Tensor"  # float32 (n, 4)
+    labels: "torch.Tensor"  # int64 (n,)
     scores: "torch.Tensor"  # float32 (n,), descending
 
 
@@ -78,7 +81,8 @@ class Truth:
     image_id: str
     boxes: Boxes = field(default_factory=lambda: EMPTY)  # (n, 4)
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) in 0..13
-    readers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) who agreed on it
+    readers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # (n,) how many agreed on it
+    original_hw: tuple[int, int] = (0, 0)  # of the image; zeros where it is not known
 
 
 def detections_to_table(detections: Sequence[Detections]) -> "pa.Table":

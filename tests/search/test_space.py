@@ -4,8 +4,9 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from vbd.config import Candidate, SearchConfig, TrainConfig, config_hash, smoke, study
+from vbd.config import Candidate, SearchConfig, TrainConfig, config_hash
 from vbd.errors import InputError
+from vbd.presets import smoke, study
 from vbd.search.space import describe, draw_configs, number_of_trials, optuna_space, trial_config
 
 SEARCH = SearchConfig(

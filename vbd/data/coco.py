@@ -81,17 +81,18 @@ def from_coco(document: dict[str, Any], *, where: str = "COCO document") -> list
     try:
         for entry in document["annotations"]:
             entries_of[entry["image_id"]].append(entry)
-        return [_truth(image["image_id"], entries_of[image["id"]]) for image in document["images"]]
+        return [_truth(image, entries_of[image["id"]]) for image in document["images"]]
     except KeyError as error:
         raise InputError(f"{where}: no {error.args[0]!r} in an entry; want a file written by jobs/prepare.py") from None
 
 
-def _truth(image_id: str, entries: list[dict[str, Any]]) -> Truth:
+def _truth(image: dict[str, Any], entries: list[dict[str, Any]]) -> Truth:
     return Truth(
-        image_id=image_id,
+        image_id=image["image_id"],
         boxes=as_boxes([entry["bbox_original"] for entry in entries]),
         labels=np.array([entry["category_id"] - 1 for entry in entries], np.int64),
         readers=np.array([entry["readers"] for entry in entries], np.int64),
+        original_hw=(int(image["original_height"]), int(image["original_width"])),
     )
 
 

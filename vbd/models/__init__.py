@@ -11,7 +11,11 @@ A `Prediction` has at most 100 boxes inside the image, by descending score, down
 precision wants them all. It does not depend on the other images of the batch, and nothing that is passed in is changed.
 
 `pretrained` changes the first weights and nothing else, so a checkpoint always loads into a detector that was built
-without it. All layers are trained, with ordinary BatchNorm.
+without it. All layers are trained, with ordinary BatchNorm. `images` may be of any side that is a multiple of
+`vbd.config.size_multiple`, whatever `image_size` was.
+
+`detector.backbone` is the part that was trained as a classifier: it can be frozen, or learn more slowly.
+A target's `weights`, where it has them, say what each box counts in the loss.
 """
 
 import contextlib
@@ -19,7 +23,7 @@ import http.client
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, assert_never
 
-from vbd.config import VARIANTS, Family, size_multiple
+from vbd.config import VARIANTS, Anchors, Family, TrainConfig, anchors_of, size_multiple
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 
@@ -28,12 +32,19 @@ if TYPE_CHECKING:
 
 
 def build_detector(
-    name: Family, *, variant: str, image_size: int, num_classes: int = NUM_FINDINGS, pretrained: bool = False
+    name: Family,
+    *,
+    variant: str,
+    image_size: int,
+    num_classes: int = NUM_FINDINGS,
+    pretrained: bool = False,
+    weights: str = "",
+    anchors: Anchors = Anchors(),  # noqa: B008  # frozen
 ) -> "nn.Module":
     """A detector of a family and size (see `vbd.config.VARIANTS`) for square images of `image_size` pixels.
 
     With `pretrained` it starts from COCO weights, which its library fetches, and a new head; InputError when they
-    cannot be had. Without it nothing is fetched.
+    cannot be had. `weights` is a file or a checkpoint folder to start from instead. Without both nothing is fetched.
     """
     if variant not in VARIANTS[name]:
         raise InputError(f"{name}: unknown variant {variant!r}; choose one of {', '.join(VARIANTS[name])}")
@@ -55,6 +66,18 @@ def build_detector(
             return EfficientDet(variant, image_size=image_size, num_classes=num_classes, pretrained=pretrained)
         case _:
             assert_never(name)
+
+
+def detector_of(config: TrainConfig, *, with_first_weights: bool) -> "nn.Module":
+    """The detector that a config describes; with the weights it starts from, or random ones for a checkpoint to replace."""
+    return build_detector(
+        config.detector,
+        variant=config.variant,
+        image_size=config.image_size,
+        pretrained=config.pretrained and with_first_weights,
+        weights=config.weights if with_first_weights else "",
+        anchors=anchors_of(config),
+    )
 
 
 @contextlib.contextmanager

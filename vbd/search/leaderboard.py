@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vbd import storage
-from vbd.config import Family, Precision, TrainConfig, config_hash, train_config_from, with_steps
+from vbd.config import Family, Precision, TrainConfig, config_hash, train_config_from
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
+from vbd.presets import with_steps
 from vbd.records import Trial
 from vbd.training.checkpoint import read_info
 from vbd.training.members import Member, write_members

@@ -24,7 +24,7 @@ from vbd.config import Channels, ImageFormat, TrainConfig, config_hash, train_co
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
-from vbd.models import build_detector
+from vbd.models import detector_of
 from vbd.training.members import OUT_OF_FOLD
 
 SCHEMA = 1
@@ -150,9 +150,7 @@ def _is_whole(folder: str) -> bool:
 def load_detector(folder: str) -> tuple[nn.Module, CheckpointInfo]:
     """The detector of a checkpoint, in eval mode on the CPU, and its description."""
     info = read_info(folder)
-    detector = build_detector(
-        info.config.detector, variant=info.config.variant, image_size=info.config.image_size, pretrained=False
-    )
+    detector = detector_of(info.config, with_first_weights=False)
     try:
         detector.load_state_dict(load_tensors(storage.join(folder, "model.pt")))
     except RuntimeError as error:

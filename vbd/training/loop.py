@@ -23,7 +23,7 @@ from vbd.data.dataset import Images, plain_batches, training_batches
 from vbd.data.prepared import PreparedDataset, read_truths, to_detections
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
-from vbd.models import build_detector
+from vbd.models import detector_of
 from vbd.records import Batch, Detections, Target, Truth, detections_to_table
 from vbd.storage import join, stable_hash, write_table
 from vbd.training.checkpoint import load_tensors, read_info, write_checkpoint
@@ -140,9 +140,7 @@ class TrainingRun:
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
-        self.detector = build_detector(
-            config.detector, variant=config.variant, image_size=config.image_size, pretrained=config.pretrained
-        ).to(device)
+        self.detector = detector_of(config, with_first_weights=True).to(device)
         self.mean = _running_mean(self.detector, config.ema_decay)
         self.model = ranks.wrap(self.detector)
         self.optimizer = build_optimizer(self.detector, config)
