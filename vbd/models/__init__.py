@@ -56,6 +56,8 @@ def build_detector(
             from vbd.models.faster_rcnn import FasterRCNN
 
             return FasterRCNN(variant, image_size=image_size, num_classes=num_classes, pretrained=pretrained)
+        case "retinanet" | "fcos":
+            raise InputError(f"{name}: not built yet")
         case "yolox":
             from vbd.models.yolox import YOLOX
 

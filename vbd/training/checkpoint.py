@@ -6,7 +6,6 @@
 
 import dataclasses
 import io
-import pickle
 import shutil
 import uuid
 import zipfile
@@ -25,6 +24,7 @@ from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.models import detector_of
+from vbd.models.weights import load_tensors
 from vbd.training.members import OUT_OF_FOLD
 
 SCHEMA = 1
@@ -115,15 +115,6 @@ def read_info(folder: str) -> CheckpointInfo:
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{location}: field {error} is missing or wrong; this is not a checkpoint of vbd") from None
-
-
-def load_tensors(path: str) -> dict[str, Any]:
-    """A file of tensors and plain values; code in it is never run. Raises InputError when it is broken or holds code."""
-    try:
-        return torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{path}: truncated or not a file of weights ({reason}); use another checkpoint") from None
 
 
 def whole_checkpoints(folder: str) -> list[str]:
