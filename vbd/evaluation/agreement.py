@@ -1,19 +1,126 @@
-"""The readers against each other: what a radiologist scores on the others' boxes, the human reference for a model."""
+"""The readers against each other: what a radiologist scores on the others' boxes, the human reference for a model.
 
+Rajpurkar et al., "CheXNet: Radiologist-level pneumonia detection on chest X-rays with deep learning", 2017, score each
+radiologist and the model alike on what the other radiologists of an image said; here the others' boxes are fused first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.evaluation.average_precision import FlatBoxes, match_flat
+from vbd.evaluation.froc import RATES, Froc, froc_of
+from vbd.evaluation.matching import FlatBoxes, flatten, match_flat
 from vbd.fusing import weighted_box_fusion
 from vbd.labels import CLASS_NAMES, NUM_FINDINGS
+from vbd.records import Detections, Truth
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _BOX = ["x_min", "y_min", "x_max", "y_max"]
 ALL_CLASSES = "all"
+ALL_READERS = "all"
+
+
+@dataclass(frozen=True)
+class ReaderPoint:
+    """Where readers stand on a FROC plot and on a precision-recall plot; NaN where there is nothing to divide by.
+
+    A reader gives no scores, so this is one point and neither a curve nor an average precision.
+    """
+
+    rad_id: str  # or `all`
+    images: int  # read by this reader and by another; of all readers, each reader's look at an image counts
+    boxes: int  # drawn
+    reference_boxes: int  # of the other readers, fused
+    agreed: int  # boxes that one of those confirms
+    sensitivity: float  # agreed of reference_boxes: the recall
+    precision: float  # agreed of boxes
+    false_positives_per_image: float
+
+
+@dataclass(frozen=True)
+class HumanReference:
+    """What the readers score on each other's boxes, leaving one reader out at a time."""
+
+    readers: tuple[ReaderPoint, ...]  # by rad_id, all findings together
+    pooled: ReaderPoint  # all readers' looks together
+    per_class: dict[str, ReaderPoint]  # pooled, of each finding
+    iou_threshold: float
+
+
+def human_reference(
+    readings: "pd.DataFrame", readers: "pd.DataFrame", *, iou_threshold: float = 0.4, fusion_iou: float = 0.4
+) -> HumanReference:
+    """Operating points of the readers, each against the fused boxes of the other readers; see `leave_one_reader_out`.
+
+    A model's curve on the fused boxes of ALL readers is not on the same scale: it may be compared where it is held
+    against what a reader is held against, which `froc_against_readers` does.
+    """
+    table = leave_one_reader_out(readings, readers, iou_threshold=iou_threshold, fusion_iou=fusion_iou)
+    pooled = table.groupby("class_name")[["images", "boxes", "reference_boxes", "agreed"]].sum()
+    pooled = pooled.reindex([*CLASS_NAMES, ALL_CLASSES], fill_value=0)
+    overall = table[table["class_name"] == ALL_CLASSES]
+    names, counts = overall["rad_id"].tolist(), overall[list(pooled.columns)].to_numpy(np.int64)
+    of_class = {str(name): _point(ALL_READERS, row) for name, row in zip(pooled.index, pooled.to_numpy(), strict=True)}
+    return HumanReference(
+        readers=tuple(_point(name, row) for name, row in zip(names, counts, strict=True)),
+        pooled=of_class[ALL_CLASSES],
+        per_class={name: of_class[name] for name in CLASS_NAMES},
+        iou_threshold=iou_threshold,
+    )
+
+
+def froc_against_readers(
+    detections: Sequence[Detections],
+    readings: "pd.DataFrame",
+    readers: "pd.DataFrame",
+    *,
+    iou_threshold: float = 0.4,
+    fusion_iou: float = 0.4,
+    rates: Sequence[float] = RATES,
+) -> Froc:
+    """A model's FROC on the very references of `human_reference`, so that the readers' points lie on its plot.
+
+    For each reader's look at an image the model's boxes are matched with the fused boxes of the other readers, by the
+    same rule: with three readers of an image the model is held against three pairs of readers. The images are those
+    of `readers` that more than one reader read: without detections they count as images on which nothing was found,
+    and detections of other images are left out. Errors as in `average_precision.evaluate`.
+    """
+    looks, _, reference = _leave_one_out(readings, readers, fusion_iou)
+    found, _ = flatten(detections, [Truth(each.image_id) for each in detections])
+    place = {each.image_id: i for i, each in enumerate(detections)}
+    of_look = looks["image_id"].map(place).fillna(-1).to_numpy(np.int64)
+    # Rows of findings stand image by image.
+    finding = found.labels < NUM_FINDINGS
+    ends = np.concatenate([[0], np.cumsum(np.bincount(found.images[finding], minlength=len(detections)))])
+    first, last = (np.where(of_look >= 0, ends[of_look + at], 0) for at in (0, 1))
+    rows = np.repeat(first - np.cumsum(np.append(0, last - first))[:-1], last - first) + np.arange((last - first).sum())
+    shown = np.repeat(np.arange(len(looks)), last - first)
+    copied = FlatBoxes(shown, found.labels[rows], found.boxes[rows], found.scores[rows])
+    number = np.full(int(looks["look"].max()) + 1 if len(looks) else 0, -1, np.int64)
+    number[looks["look"].to_numpy()] = np.arange(len(looks))
+    wanted = FlatBoxes(number[reference.images], reference.labels, reference.boxes, reference.scores)
+    return froc_of(match_flat(copied, wanted, len(looks), iou_threshold=iou_threshold, coco=True), rates=rates)
+
+
+def _point(rad_id: str, counts: NDArray) -> ReaderPoint:
+    """From images, boxes, reference_boxes and agreed."""
+    images, boxes, reference_boxes, agreed = (int(value) for value in counts)
+    nan = float("nan")
+    return ReaderPoint(
+        rad_id=rad_id,
+        images=images,
+        boxes=boxes,
+        reference_boxes=reference_boxes,
+        agreed=agreed,
+        sensitivity=agreed / reference_boxes if reference_boxes else nan,
+        precision=agreed / boxes if boxes else nan,
+        false_positives_per_image=(boxes - agreed) / images if images else nan,
+    )
 
 
 def leave_one_reader_out(
@@ -26,22 +133,8 @@ def leave_one_reader_out(
     Returns rows `rad_id, class_name` (and `all`), `images, boxes, reference_boxes, agreed, precision, recall`; NaN
     where there is nothing to divide by. Images that a reader read alone are left out.
     """
-    looks, own = _looks(readings, readers)
-    others = own.merge(looks, on="image_id", suffixes=("_drawn", ""))
-    others = others[others["rad_id_drawn"] != others["rad_id"]]
-    fused = weighted_box_fusion(
-        others[_BOX].to_numpy(),
-        np.ones(len(others)),
-        others["label"].to_numpy(),
-        np.zeros(len(others), np.int64),
-        weights=[1.0],
-        iou_threshold=fusion_iou,
-        images=others["look"].to_numpy(),
-    )
-    reference = _flat_boxes(fused.images, fused.labels, fused.boxes)
-    is_shared = looks.groupby("image_id")["rad_id"].transform("size") > 1
-    own = own[own["look"].isin(looks.loc[is_shared, "look"])]
-    return _table(own, reference, looks[is_shared], ["rad_id"], iou_threshold)
+    looks, own, reference = _leave_one_out(readings, readers, fusion_iou)
+    return _table(own, reference, looks, ["rad_id"], iou_threshold)
 
 
 def reader_pairs(readings: "pd.DataFrame", readers: "pd.DataFrame", *, iou_threshold: float = 0.4) -> "pd.DataFrame":
@@ -58,6 +151,28 @@ def reader_pairs(readings: "pd.DataFrame", readers: "pd.DataFrame", *, iou_thres
     second = drawn.rename(columns={"rad_id": "other_rad_id"}).merge(pairs, on=["image_id", "other_rad_id"])
     reference = _flat_boxes(second["look"].to_numpy(), second["label"].to_numpy(), second[_BOX].to_numpy())
     return _table(first, reference, pairs, ["rad_id", "other_rad_id"], iou_threshold)
+
+
+def _leave_one_out(
+    readings: "pd.DataFrame", readers: "pd.DataFrame", fusion_iou: float
+) -> "tuple[pd.DataFrame, pd.DataFrame, FlatBoxes]":
+    """Looks at images that others read too, the boxes drawn in them, and the others' fused boxes by look."""
+    looks, own = _looks(readings, readers)
+    others = own.merge(looks, on="image_id", suffixes=("_drawn", ""))
+    others = others[others["rad_id_drawn"] != others["rad_id"]]
+    fused = weighted_box_fusion(
+        others[_BOX].to_numpy(),
+        np.ones(len(others)),
+        others["label"].to_numpy(),
+        np.zeros(len(others), np.int64),
+        weights=[1.0],
+        iou_threshold=fusion_iou,
+        images=others["look"].to_numpy(),
+    )
+    reference = _flat_boxes(fused.images, fused.labels, fused.boxes)
+    is_shared = looks.groupby("image_id")["rad_id"].transform("size") > 1
+    own = own[own["look"].isin(looks.loc[is_shared, "look"])]
+    return looks[is_shared], own, reference
 
 
 def _looks(readings: "pd.DataFrame", readers: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame]":

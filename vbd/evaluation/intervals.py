@@ -4,13 +4,15 @@ Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. Images are drawn
 once, and a replicate only weighs the images.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.evaluation.average_precision import CLASSES, Matches, average_precisions, match, mean_over_known
+from vbd.evaluation.average_precision import average_precisions, mean_over_known
+from vbd.evaluation.matching import CLASSES, Matches, match
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 
@@ -49,8 +51,13 @@ def bootstrap(
 ) -> Intervals:
     """Intervals of the competition's metric over images; arguments and errors as in `average_precision.evaluate`."""
     matches = match(detections, truths, iou_threshold=iou_threshold)
+    return bootstrap_of(matches, seed=seed, replicates=replicates, level=level)
+
+
+def bootstrap_of(matches: Matches, *, seed: int, replicates: int = 1_000, level: float = 0.95) -> Intervals:
+    """`bootstrap` of what is matched already, on all or on a part of the ground truth."""
     values = replicate(matches, seed=seed, replicates=replicates)
-    return _intervals(average_precisions(matches)[None], values, level)
+    return _named(with_means(average_precisions(matches)[None]), with_means(values), level)
 
 
 def paired_difference(
@@ -73,14 +80,22 @@ def paired_difference(
 def replicate(matches: Matches, *, seed: int, replicates: int) -> NDArray[np.float64]:
     """AP of each class in each replicate: -> (replicates, 15). Equal seeds draw equal images."""
     num_images = matches.num_truths.shape[1]
-    rng = np.random.default_rng(seed)
     values = np.full((replicates, len(CLASSES)), np.nan)
-    for start in range(0, replicates if num_images else 0, _CHUNK):
-        size = min(_CHUNK, replicates - start)
-        drawn = rng.integers(0, num_images, (size, num_images))
-        weights = np.stack([np.bincount(row, minlength=num_images) for row in drawn])
-        values[start : start + size] = average_precisions(matches, weights)
+    weights = weights_of_replicates(num_images, seed=seed, replicates=replicates)
+    start = 0
+    while chunk := list(itertools.islice(weights, _CHUNK)):
+        values[start : start + len(chunk)] = average_precisions(matches, np.stack(chunk))
+        start += len(chunk)
     return values
+
+
+def weights_of_replicates(num_images: int, *, seed: int, replicates: int) -> Iterator[NDArray[np.int64]]:
+    """How often each image is in each replicate: (images,) at a time; none without images."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, replicates if num_images else 0, _CHUNK):
+        drawn = rng.integers(0, num_images, (min(_CHUNK, replicates - start), num_images))
+        for row in drawn:
+            yield np.bincount(row, minlength=num_images)
 
 
 def with_means(values: NDArray) -> NDArray[np.float64]:
@@ -96,10 +111,6 @@ def percentile_interval(estimate: float, values: NDArray, level: float) -> Inter
         return Interval(float(estimate), float("nan"), float("nan"))
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(estimate), float(low), float(high))
-
-
-def _intervals(estimate: NDArray, values: NDArray, level: float) -> Intervals:
-    return _named(with_means(estimate), with_means(values), level)
 
 
 def _named(estimate: NDArray, values: NDArray, level: float) -> Intervals:
