@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vbd.config import TrainConfig
-from vbd.data.dataset import Images, cache_rows, collate, training_batches
+from vbd.data.dataset import Images, collate, training_batches
+from vbd.data.dataset_cache import cache_rows
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 

@@ -1,16 +1,17 @@
-"""How often each image is seen: repeat factors for rare labels, a fixed share of normal images, and the sampler.
+"""How often each image is seen: factors for rare labels, a fixed share of normal images, and the sampler.
 
 The images of optimiser step k are a function of k and the seed alone, so that a run resumes at any step.
 """
 
 from collections.abc import Collection, Sequence
 from fractions import Fraction
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vbd.augment.policies import draws_of
-from vbd.config import Policy
+from vbd.config import Policy, Sampler
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 
@@ -26,6 +27,45 @@ def repeat_factors(label_sets: Sequence[Collection[int]], *, threshold: float) -
     """
     held = _held(label_sets)
     shares = held.mean(axis=0) if len(held) else np.ones(NUM_FINDINGS)
+    return _largest_factors(held, shares, threshold)
+
+
+def instance_aware_factors(box_labels: Sequence[Sequence[int]], *, threshold: float) -> NDArray[np.float64]:
+    """Repeat factors that count boxes too, (n,), at least 1 (Yaman et al. 2023, IRFS).
+
+    As `repeat_factors`, with the geometric mean of a label's share of the images and its share of the boxes in the place
+    of the former. `box_labels` has the label of every box of each image.
+    """
+    held, boxes = _held(box_labels), box_counts(box_labels).sum(axis=0)
+    image_shares = held.mean(axis=0) if len(held) else np.ones(NUM_FINDINGS)
+    return _largest_factors(held, np.sqrt(image_shares * boxes / max(1.0, boxes.sum())), threshold)
+
+
+def class_aware_factors(label_sets: Sequence[Collection[int]]) -> NDArray[np.float64]:
+    """Factors that choose every label equally often, and an image of it evenly, (n,) (Shen et al. 2016).
+
+    Image i gets the sum over its labels of 1 / (images that hold the label), scaled to a mean of 1: below 1 for images
+    of common labels alone. An epoch keeps its length. Every image must hold a label.
+    """
+    held = _held(label_sets)
+    of_label = np.divide(1.0, held.sum(axis=0), out=np.zeros(NUM_FINDINGS), where=held.any(axis=0))
+    return (held @ of_label) * (len(held) / max(1, int(held.any(axis=0).sum())))
+
+
+def sampler_factors(box_labels: Sequence[Sequence[int]], *, sampler: Sampler, threshold: float) -> NDArray[np.float64]:
+    """How often an epoch shows each abnormal image, (n,), by the sampler of a config; `class_aware` has no threshold."""
+    match sampler:
+        case "repeat_factor":
+            return repeat_factors(box_labels, threshold=threshold)
+        case "instance_aware":
+            return instance_aware_factors(box_labels, threshold=threshold)
+        case "class_aware":
+            return class_aware_factors(box_labels)
+        case _:
+            assert_never(sampler)
+
+
+def _largest_factors(held: NDArray[np.float64], shares: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
     of_label = np.sqrt(np.divide(threshold, shares, out=np.zeros(NUM_FINDINGS), where=shares > 0))
     return np.maximum(1.0, (held * of_label).max(axis=1))
 
@@ -45,12 +85,26 @@ def effective_counts(label_sets: Sequence[Collection[int]], factors: NDArray[np.
     return factors @ _held(label_sets)
 
 
-def batch_composition(step: int, batch_size: int, normal_share: float) -> int:
+def box_counts(box_labels: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Boxes of each label in each image, (n, 14)."""
+    counts = np.zeros((len(box_labels), NUM_FINDINGS))
+    for row, labels in enumerate(box_labels):
+        np.add.at(counts[row], list(labels), 1)
+    return counts
+
+
+def batch_composition(step: int, batch_size: int, normal_share: float, *, world: int = 1) -> int:
     """How many images of the batch of a step are normal: over the steps their share is `normal_share` exactly.
 
-    A batch of two or more keeps at least one abnormal image, even where that caps the share.
+    A batch of two or more keeps at least one abnormal image for each of `world` ranks, even where that caps the share.
     """
-    return _normals_before(step + 1, batch_size, normal_share) - _normals_before(step, batch_size, normal_share)
+    before, after = (_normals_before(s, batch_size, normal_share, world) for s in (step, step + 1))
+    return after - before
+
+
+def normals_per_step(batch_size: int, normal_share: float, *, world: int = 1) -> float:
+    """How many images of a batch are normal on average; see `batch_composition`."""
+    return float(_normals_per_step(batch_size, normal_share, world))
 
 
 def sample_indices(
@@ -86,22 +140,24 @@ class BatchSampler:
         batch_size: int,
         normal_share: float,
         seed: int,
+        world: int = 1,
     ) -> None:
         """`abnormal` (n,) and `normal` (m,) are image indices, `factors` (n,) belong to `abnormal`.
 
+        `world` ranks share each batch; it changes the batches only where `normal_share` leaves a rank no abnormal image.
         Raises InputError when there is no abnormal image. Without normal ones the batches have none.
         """
         if len(abnormal) == 0:
             raise InputError("no training image has a finding; check the annotations or choose another fold")
-        self._batch_size = batch_size
+        self._batch_size, self._world = batch_size, world
         self._normal_share = normal_share if len(normal) else 0.0
         self._abnormal = _Stream(abnormal, factors, seed=(seed, _ABNORMAL))
         self._normal = _Stream(normal, np.ones(len(normal)), seed=(seed, _NORMAL))
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """The images of a step, (batch_size,): the abnormal first, so that workers' strided parts hold their share."""
-        normals_before = _normals_before(step, self._batch_size, self._normal_share)
-        normals = batch_composition(step, self._batch_size, self._normal_share)
+        normals_before = _normals_before(step, self._batch_size, self._normal_share, self._world)
+        normals = batch_composition(step, self._batch_size, self._normal_share, world=self._world)
         abnormals_before = step * self._batch_size - normals_before
         return np.concatenate(
             [
@@ -154,10 +210,15 @@ def _repeated(factors: NDArray[np.float64], length: int, *, rng: np.random.Gener
     return rng.permutation(np.repeat(order, counts))
 
 
-def _normals_before(step: int, batch_size: int, normal_share: float) -> int:
+def _normals_before(step: int, batch_size: int, normal_share: float, world: int) -> int:
+    return int(step * _normals_per_step(batch_size, normal_share, world))
+
+
+def _normals_per_step(batch_size: int, normal_share: float, world: int) -> Fraction:
     # A fraction, because 0.2 in floating point drifts away from the exact share.
     per_batch = batch_size * Fraction(normal_share).limit_denominator(10**6)
-    return int(step * min(per_batch, Fraction(max(1, batch_size - 1))))
+    # A batch of one image cannot hold both: it is normal at the share.
+    return min(per_batch, Fraction(max(0, batch_size - world) if batch_size > 1 else 1))
 
 
 def _held(label_sets: Sequence[Collection[int]]) -> NDArray[np.float64]:
