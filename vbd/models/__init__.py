@@ -15,20 +15,27 @@ without it. All layers are trained, with ordinary BatchNorm. `images` may be of 
 `vbd.config.size_multiple`, whatever `image_size` was.
 
 `detector.backbone` is the part that was trained as a classifier: it can be frozen, or learn more slowly.
-A target's `weights`, where it has them, say what each box counts in the loss.
+`detector.first_weights` says what it started from (`vbd.models.weights.FirstWeights`); None: random weights.
+A target's `weights`, where it has them, say what each box counts in the loss of the families in `WEIGHTED`: a box of
+weight 0 is neither learnt nor learnt to be nothing. They do not change what a sum is divided by. The network's layout in
+memory (`detector.to(memory_format=...)`) is that of its input too.
 """
 
-import contextlib
-import http.client
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
-from vbd.config import VARIANTS, Anchors, Family, TrainConfig, anchors_of, size_multiple
+from vbd.config import FAMILIES, VARIANTS, Anchors, Family, TrainConfig, anchors_of, size_multiple
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 
 if TYPE_CHECKING:
-    from torch import nn
+    from vbd.models.efficientdet import EfficientDet
+    from vbd.models.torchvision_detectors import FasterRCNN, OneStage
+    from vbd.models.yolox import YOLOX
+
+    Detector: TypeAlias = FasterRCNN | OneStage | YOLOX | EfficientDet
+
+# Families whose losses heed the weights of boxes.
+WEIGHTED: tuple[Family, ...] = FAMILIES
 
 
 def build_detector(
@@ -40,24 +47,46 @@ def build_detector(
     pretrained: bool = False,
     weights: str = "",
     anchors: Anchors = Anchors(),  # noqa: B008  # frozen
-) -> "nn.Module":
+) -> "Detector":
     """A detector of a family and size (see `vbd.config.VARIANTS`) for square images of `image_size` pixels.
 
-    With `pretrained` it starts from COCO weights, which its library fetches, and a new head; InputError when they
-    cannot be had. `weights` is a file or a checkpoint folder to start from instead. Without both nothing is fetched.
+    With `pretrained` it starts from the weights that its library fetches, and a new head: of COCO, or where there are
+    none of ImageNet; InputError when they cannot be had. `weights` is a file or a checkpoint folder to start from
+    instead. Without both nothing is fetched.
     """
     if variant not in VARIANTS[name]:
         raise InputError(f"{name}: unknown variant {variant!r}; choose one of {', '.join(VARIANTS[name])}")
     multiple = size_multiple(name)
     if image_size <= 0 or image_size % multiple:
         raise InputError(f"{name}: image_size is {image_size}; want a multiple of {multiple}")
+    if weights and pretrained:
+        raise InputError(f"{name}: weights {weights} beside pretrained; start from one of them")
+    detector = _build(
+        name, variant, image_size=image_size, num_classes=num_classes, anchors=anchors, pretrained=pretrained
+    )
+    if weights:
+        from vbd.models.weights import load_file
+
+        detector.first_weights = load_file(detector, weights)
+    return detector
+
+
+def _build(
+    name: Family, variant: str, *, image_size: int, num_classes: int, anchors: Anchors, pretrained: bool
+) -> "Detector":
     match name:  # each library takes seconds to import: only the one that is asked for is loaded
         case "faster_rcnn":
-            from vbd.models.faster_rcnn import FasterRCNN
+            from vbd.models.torchvision_detectors import FasterRCNN
 
-            return FasterRCNN(variant, image_size=image_size, num_classes=num_classes, pretrained=pretrained)
+            return FasterRCNN(
+                variant, image_size=image_size, num_classes=num_classes, anchors=anchors, pretrained=pretrained
+            )
         case "retinanet" | "fcos":
-            raise InputError(f"{name}: not built yet")
+            from vbd.models.torchvision_detectors import OneStage
+
+            return OneStage(
+                name, variant, image_size=image_size, num_classes=num_classes, anchors=anchors, pretrained=pretrained
+            )
         case "yolox":
             from vbd.models.yolox import YOLOX
 
@@ -65,12 +94,14 @@ def build_detector(
         case "efficientdet":
             from vbd.models.efficientdet import EfficientDet
 
-            return EfficientDet(variant, image_size=image_size, num_classes=num_classes, pretrained=pretrained)
+            return EfficientDet(
+                variant, image_size=image_size, num_classes=num_classes, anchors=anchors, pretrained=pretrained
+            )
         case _:
             assert_never(name)
 
 
-def detector_of(config: TrainConfig, *, with_first_weights: bool) -> "nn.Module":
+def detector_of(config: TrainConfig, *, with_first_weights: bool) -> "Detector":
     """The detector that a config describes; with the weights it starts from, or random ones for a checkpoint to replace."""
     return build_detector(
         config.detector,
@@ -80,16 +111,3 @@ def detector_of(config: TrainConfig, *, with_first_weights: bool) -> "nn.Module"
         weights=config.weights if with_first_weights else "",
         anchors=anchors_of(config),
     )
-
-
-@contextlib.contextmanager
-def fetching(what: str, *, url: str, folder: str) -> Iterator[None]:
-    """Turns a failed download of `url` into one line that says in which folder its file may be put by hand."""
-    try:
-        yield
-    except (OSError, http.client.HTTPException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{what}: cannot fetch {url} ({reason}); train without pretrained weights, "
-            f"or fetch the file elsewhere and put it into {folder}"
-        ) from error

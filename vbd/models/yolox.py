@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vbd.models import fetching
+from vbd.models.box_weights import box_weights
 from vbd.models.dense import positives_to_divide_by, select
+from vbd.models.pixels import per_pixel
+from vbd.models.weights import FirstWeights, fetching, load_fitting
 from vbd.records import Prediction, Target
 
 _BOX_WEIGHT = 5.0  # of the IoU loss, as in the paper
@@ -23,6 +25,7 @@ class YOLOX(nn.Module):
     """YOLOX behind the contract of `vbd.models`."""
 
     mean_positives: Tensor
+    first_weights: FirstWeights | None = None
 
     def __init__(self, variant: str, *, num_classes: int, pretrained: bool) -> None:
         super().__init__()
@@ -38,11 +41,16 @@ class YOLOX(nn.Module):
         # About what SimOTA gives an abnormal image at the start; the running mean takes over.
         self.register_buffer("mean_positives", torch.tensor(3.0))
         if pretrained:
-            self._load_coco(variant)
+            self.first_weights = self._load_coco(variant)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The part that was trained as a classifier."""
+        return self.network.backbone.backbone
 
     def forward(self, images: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Prediction]:
         """See `vbd.models`."""
-        raw = _raw_outputs(self.network, (images * 255).contiguous(memory_format=torch.channels_last))
+        raw = _raw_outputs(self.network, per_pixel(images, lambda values: values * 255, network=self.network))
         with torch.autocast(images.device.type, enabled=False):
             anchors = _anchor_points(raw, self.network.head.strides)
             outputs = torch.cat([level.flatten(2) for level in raw], dim=2).transpose(1, 2).float()
@@ -64,6 +72,7 @@ class YOLOX(nn.Module):
             return {"loss": (boxes.sum() + logits.sum()) * float("nan")}
         is_positive = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         true_boxes, true_classes = [boxes.new_zeros((0, 4))], [boxes.new_zeros((0, head.num_classes))]
+        weights = torch.ones_like(logits[..., 0])  # of every anchor: that of the box it learns
         for image, target in enumerate(targets):
             if not len(target["boxes"]):
                 continue
@@ -80,18 +89,19 @@ class YOLOX(nn.Module):
                 logits[..., 1:],
                 logits[..., :1],
             )
+            weights[image, is_positive[image]] = box_weights(target)[matched]
             true_boxes.append(boxes_cxcywh[matched])
             # The class is learned as sure as the box is good.
             true_classes.append(F.one_hot(classes.long(), head.num_classes) * ious[:, None])
         divisor = positives_to_divide_by(is_positive.sum(), len(targets), mean_per_image=self.mean_positives)
-        sum_of = nn.functional.binary_cross_entropy_with_logits
-        objectness = sum_of(logits[..., 0], is_positive.float(), reduction="sum") / divisor
-        classes = sum_of(logits[..., 1:][is_positive], torch.cat(true_classes), reduction="sum") / divisor
-        box = _BOX_WEIGHT * head.iou_loss(boxes[is_positive], torch.cat(true_boxes)).sum() / divisor
+        of_positives = weights[is_positive]
+        objectness = _cross_entropy(logits[..., 0], is_positive.float(), weights) / divisor
+        classes = _cross_entropy(logits[..., 1:][is_positive], torch.cat(true_classes), of_positives[:, None]) / divisor
+        box = _BOX_WEIGHT * (head.iou_loss(boxes[is_positive], torch.cat(true_boxes)) * of_positives).sum() / divisor
         parts = {"box": box.detach(), "objectness": objectness.detach(), "class": classes.detach()}
         return {"loss": box + objectness + classes} | parts
 
-    def _load_coco(self, variant: str) -> None:
+    def _load_coco(self, variant: str) -> FirstWeights:
         """COCO weights for everything but the layers whose shape depends on the number of classes."""
         from yolox.models.yolox import HOME, YoloxModule
 
@@ -99,8 +109,11 @@ class YOLOX(nn.Module):
         url = f"https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/{name}.pth"
         with fetching(f"yolox {variant}", url=url, folder=str(HOME / "weights")):
             coco = YoloxModule.from_pretrained(name).state_dict()
-        own = self.network.state_dict()
-        self.network.load_state_dict(own | {key: value for key, value in coco.items() if value.shape == own[key].shape})
+        return load_fitting(self, coco, source=f"COCO weights of YOLOX ({url})")
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, wanted, weights, reduction="sum")
 
 
 def _raw_outputs(network: Any, pixels: Tensor) -> list[Tensor]:
