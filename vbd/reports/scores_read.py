@@ -1,0 +1,283 @@
+"""Predictions of any kind, read as detections in original pixels, and the part of a dataset that they are about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vbd import storage
+from vbd.boxes import as_boxes, xywh_to_xyxy
+from vbd.data import prepared
+from vbd.data.prepared import (
+    TEST_FOLD,
+    Part,
+    PreparedDataset,
+    image_sizes,
+    read_rows,
+    read_truths,
+    to_detections,
+)
+from vbd.errors import InputError
+from vbd.labels import NUM_FINDINGS
+from vbd.records import Detections, Truth, detections_from_table
+from vbd.submission import read_submission
+from vbd.training.members import OUT_OF_FOLD, read_members
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DETECTIONS = "detections.parquet"
+MANIFEST = "manifest.json"
+_KINDS = f"{DETECTIONS}, {OUT_OF_FOLD}, {MANIFEST}, a submission.csv or COCO results (.json)"
+_COLUMNS = ("image_id", "boxes", "scores", "labels", "no_finding")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of predictions: a file, or what the checkpoints of one member of an ensemble found."""
+
+    location: str  # as the user gave it
+    files: tuple[str, ...]  # what was read
+    detections: list[Detections]
+    member: str = ""  # its name in a folder of several
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports and messages."""
+        return f"{self.location}: {self.member}" if self.member else self.location
+
+
+def parse_part(text: str | None) -> Part | None:
+    """The part that a user names, as `prepared.parse_part`; None, for whichever holds the images, stays None."""
+    return None if text is None else prepared.parse_part(text)
+
+
+def read_predictions(location: str, dataset: PreparedDataset, part: Part | None) -> list[Source]:
+    """The predictions in a file or folder; several only for a folder with the manifest of an ensemble's members.
+
+    `part` names the file that COCO results count their images in. Raises InputError when it holds no predictions.
+    """
+    if location.endswith(".csv"):
+        return [Source(location, (location,), read_submission(location))]
+    if location.endswith(".json"):
+        return [Source(location, (location,), _read_coco_results(location, dataset, part))]
+    if location.endswith(".parquet"):
+        return [_read_tables(location, [location])]
+    return _read_folder(location, dataset)
+
+
+def _read_folder(folder: str, dataset: PreparedDataset) -> list[Source]:
+    """A folder by jobs/predict.py, jobs/train.py or jobs/tune.py, or a checkpoint."""
+    names = storage.list_names(folder)
+    if MANIFEST in names:
+        return _read_members(folder, dataset)
+    if "best" in names and storage.exists(storage.join(folder, "best", MANIFEST)):
+        return _read_members(storage.join(folder, "best"), dataset)
+    for name in (DETECTIONS, OUT_OF_FOLD):
+        if name in names:
+            return [_read_tables(folder, [storage.join(folder, name)])]
+    state = "holds no predictions" if names else "no such file or folder, or an empty one"
+    raise InputError(f"{folder}: {state}; want {_KINDS}")
+
+
+def _read_members(folder: str, dataset: PreparedDataset) -> list[Source]:
+    """What each member's checkpoints found on the images they did not train on."""
+    return [
+        _read_tables(folder, [storage.join(checkpoint, OUT_OF_FOLD) for checkpoint in member.folders], member.name)
+        for member in read_members(folder, dataset)
+    ]
+
+
+def _read_tables(location: str, files: Sequence[str], member: str = "") -> Source:
+    return Source(location, tuple(files), [found for file in files for found in _read_table(file)], member)
+
+
+def _read_table(location: str) -> list[Detections]:
+    table = storage.read_table(location)
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise InputError(f"{location}: no column {missing[0]!r}; want {', '.join(_COLUMNS)}, as jobs/predict.py writes")
+    try:
+        detections = detections_from_table(_typed(table, location))
+    except (ValueError, TypeError) as error:  # a row whose lists have different lengths, or none
+        raise InputError(f"{location}: {error}; write it as jobs/predict.py does") from None
+    for found in detections:
+        bad = (found.labels < 0) | (found.labels >= NUM_FINDINGS)
+        if bad.any():
+            label = int(found.labels[bad.argmax()])
+            raise InputError(
+                f"{location}: image {found.image_id!r} has the label {label}; labels are 0 to {NUM_FINDINGS - 1}, "
+                "and P(normal) stands in the column no_finding"
+            )
+    return detections
+
+
+def _typed(table: "pa.Table", location: str) -> "pa.Table":
+    """The columns of `detections_to_table`, in its types."""
+    import pyarrow as pa
+
+    types = {
+        "image_id": pa.string(),
+        "boxes": pa.list_(pa.list_(pa.float32(), 4)),
+        "scores": pa.list_(pa.float32()),
+        "labels": pa.list_(pa.int64()),
+        "no_finding": pa.float64(),
+    }
+    columns = {}
+    for name, wanted in types.items():
+        try:
+            columns[name] = table[name].cast(wanted)
+        except pa.ArrowException:
+            raise InputError(
+                f"{location}: column {name!r} holds {table[name].type}, want {wanted}, as jobs/predict.py writes"
+            ) from None
+        if name != "no_finding" and columns[name].null_count:
+            raise InputError(f"{location}: column {name!r} has an empty cell; an image without boxes has empty lists")
+    return pa.table(columns)
+
+
+# -------------------------------------------------------------------------------------------------------- COCO results
+
+
+def _read_coco_results(location: str, dataset: PreparedDataset, part: Part | None) -> list[Detections]:
+    """COCO results: boxes `xywh` in pixels of the prepared image, images by number (of the part's file) or by name."""
+    entries = storage.read_json(location)
+    if not isinstance(entries, list):
+        raise InputError(f"{location}: want a list of COCO results (image_id, category_id, bbox, score)")
+    names = _image_names(location, dataset, part) if any(isinstance(_id(e), int) for e in entries) else {}
+    entries_of: dict[str, list[dict[str, Any]]] = {}
+    for place, entry in enumerate(entries):
+        name = names.get(_id(entry), _id(entry))
+        if not isinstance(name, str):
+            raise InputError(f"{location}: entry {place}: no image {name!r} in this part of {dataset.location}")
+        entries_of.setdefault(name, []).append(_checked(entry, f"{location}: entry {place}"))
+    sizes = image_sizes(dataset, "train") | image_sizes(dataset, "test")
+    unknown = next((name for name in entries_of if name not in sizes), None)
+    if unknown is not None:
+        raise InputError(f"{location}: image {unknown!r} is not in {dataset.location}")
+    return [
+        _from_coco_results(name, entries_of.get(name, []), sizes[name], dataset)
+        for name in names.values() or entries_of
+    ]
+
+
+def _id(entry: Any) -> int | str | None:
+    value = entry.get("image_id") if isinstance(entry, dict) else None
+    return value if isinstance(value, (int, str)) else None
+
+
+def _image_names(location: str, dataset: PreparedDataset, part: Part | None) -> dict[Any, str]:
+    """Names of the images by their numbers, which count anew in each file of annotations."""
+    if part is None:
+        raise InputError(
+            f"{location}: gives images by number; name the file they count in with --part (test, train, 0..)"
+        )
+    name = {"train": "instances_all", "test": "image_info_test"}.get(str(part), f"instances_fold{part}")
+    file = storage.join(dataset.location, "annotations", f"{name}.json")
+    return {image["id"]: image["image_id"] for image in storage.read_json(file)["images"]}
+
+
+def _checked(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    bbox, category = entry.get("bbox"), entry.get("category_id")
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, (int, float)) for value in bbox)):
+        raise InputError(f"{where}: bbox is {bbox!r}; want [x, y, width, height]")
+    if not (isinstance(category, int) and 1 <= category <= NUM_FINDINGS):
+        raise InputError(f"{where}: category_id is {category!r}; want 1 to {NUM_FINDINGS}")
+    if not isinstance(entry.get("score"), (int, float)):
+        raise InputError(f"{where}: score is {entry.get('score')!r}; want a number")
+    return entry
+
+
+def _from_coco_results(
+    image_id: str, entries: Sequence[dict[str, Any]], original_hw: tuple[int, int], dataset: PreparedDataset
+) -> Detections:
+    ordered = sorted(entries, key=lambda entry: -entry["score"])
+    return to_detections(
+        image_id,
+        xywh_to_xyxy(as_boxes([entry["bbox"] for entry in ordered])),
+        np.array([entry["score"] for entry in ordered], np.float32),
+        np.array([entry["category_id"] - 1 for entry in ordered], np.int64),
+        original_hw=original_hw,
+        image_size=dataset.options.image_size,
+        options=dataset.options,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- part
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A set of predictions on the images that it is scored on."""
+
+    source: Source
+    parts: tuple[Part, ...]
+    truths: list[Truth]  # of the parts, by image id
+    detections: list[Detections]  # those of the source whose images are among the truths
+
+    @property
+    def where(self) -> str:
+        """The parts in words."""
+        return in_words(self.parts)
+
+    @property
+    def left_out(self) -> int:
+        """Images of the source outside the parts."""
+        return len(self.source.detections) - len(self.detections)
+
+
+def choose(source: Source, dataset: PreparedDataset, part: Part | None) -> Chosen:
+    """The named part of a dataset, or else the test part, or all folds that hold one of the source's images."""
+    folds = _folds_of(source.name, source.detections, dataset)
+    if part is not None:
+        return _on(source, dataset, (part,))
+    if not folds:
+        raise InputError(f"{source.name}: holds no image")
+    if TEST_FOLD in folds and len(folds) > 1:
+        raise InputError(f"{source.name}: holds images of the test part and of training folds; choose one with --part")
+    return _on(source, dataset, ("test",) if TEST_FOLD in folds else tuple(folds))
+
+
+def choose_as(first: Chosen, source: Source, dataset: PreparedDataset) -> Chosen:
+    """Another source on the very images of a first one; raises InputError when it does not hold all their folds."""
+    wanted = _folds_of(first.source.name, first.detections, dataset)
+    missing = sorted(set(wanted) - set(_folds_of(source.name, source.detections, dataset)))
+    if missing:
+        raise InputError(
+            f"{source.name}: holds no image of the {in_words(_as_parts(missing))}, on which {first.source.name} is "
+            "scored; choose with --part what both hold"
+        )
+    return _on(source, dataset, first.parts)
+
+
+def _folds_of(name: str, detections: Sequence[Detections], dataset: PreparedDataset) -> list[int]:
+    """The folds that hold one of the images, sorted; raises InputError for an image that the dataset does not hold."""
+    table = read_rows(dataset, ["image_id", "fold"])
+    fold_of = dict(zip(table["image_id"].to_pylist(), table["fold"].to_pylist(), strict=True))
+    unknown = next((found.image_id for found in detections if found.image_id not in fold_of), None)
+    if unknown is not None:
+        raise InputError(f"{name}: image {unknown!r} is not in {dataset.location}; give the dataset it was made on")
+    return sorted({fold_of[found.image_id] for found in detections})
+
+
+def _on(source: Source, dataset: PreparedDataset, parts: tuple[Part, ...]) -> Chosen:
+    truths = sorted((truth for part in parts for truth in read_truths(dataset, part)), key=lambda t: t.image_id)
+    inside = {truth.image_id for truth in truths}
+    mine = [found for found in source.detections if found.image_id in inside]
+    if not mine:
+        raise InputError(
+            f"{source.name}: none of its images is in the {in_words(parts)} of {dataset.location}; choose another --part"
+        )
+    return Chosen(source, parts, truths, mine)
+
+
+def _as_parts(folds: Sequence[int]) -> tuple[Part, ...]:
+    return ("test",) if TEST_FOLD in folds else tuple(folds)
+
+
+def in_words(parts: Sequence[Part]) -> str:
+    """The name of some parts of a dataset."""
+    if parts[0] in ("test", "train"):
+        return f"{parts[0]} part"
+    return f"fold{'s' if len(parts) > 1 else ''} {', '.join(map(str, parts))}"
