@@ -19,6 +19,7 @@ from ray import tune
 from vbd import storage
 from vbd.config import RunOptions, SearchConfig, TrainConfig, config_hash
 from vbd.data.prepared import PreparedDataset, open_dataset
+from vbd.difference import first_difference
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.search.leaderboard import (
@@ -33,7 +34,7 @@ from vbd.search.schedule import METRIC, build_scheduler
 from vbd.search.space import describe, draw_configs, number_of_trials, optuna_space, trial_config
 from vbd.training.checkpoint import read_info, whole_checkpoints
 from vbd.training.loop import TrainingError, train
-from vbd.training.run import check_gpus
+from vbd.training.run_resources import check_gpus
 
 
 def run_search(search: SearchConfig, *, data: str, storage_root: str, name: str, options: RunOptions) -> Leaderboard:
@@ -76,21 +77,8 @@ def _claim_run_folder(run: str, search: SearchConfig, dataset: PreparedDataset) 
             f"{run}: a search on dataset {theirs.get('dataset')}, not {mine['dataset']}; choose another --name"
         )
     if theirs.get("search") != mine["search"]:
-        difference = _difference(theirs.get("search", {}), mine["search"])
+        difference = first_difference(theirs.get("search", {}), mine["search"])
         raise InputError(f"{run}: another search ({difference}); choose another --name")
-
-
-def _difference(theirs: Any, mine: Any, path: str = "") -> str:
-    """The first place where two searches differ, as `path: theirs, not mine`."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        for key in sorted({*theirs, *mine}):
-            if theirs.get(key) != mine.get(key):
-                return _difference(theirs.get(key), mine.get(key), f"{path}.{key}" if path else key)
-    if isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
-        for i, (one, other) in enumerate(zip(theirs, mine, strict=True)):
-            if one != other:
-                return _difference(one, other, f"{path}[{i}]")
-    return f"{path} was {theirs}, is {mine}"
 
 
 # --------------------------------------------------------------------------------------------------------------- Tune

@@ -1,0 +1,57 @@
+"""What a training came to: a line for each fold, and the score over all of them with its interval."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vbd.data.prepared import PreparedDataset, read_truths
+from vbd.evaluation.intervals import bootstrap
+from vbd.training.best import METRIC
+from vbd.training.members import Member
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One fold of a member: its best checkpoint, or the reason why there is none."""
+
+    member: str
+    fold: int
+    folder: str = ""
+    score: float = 0.0
+    step: int = 0
+    reason: str = ""
+
+
+def member_of(name: str, outcomes: Sequence[Outcome]) -> Member:
+    """The member of the ensemble that some folds make; its score is their mean."""
+    return Member(name, name, statistics.mean(o.score for o in outcomes), tuple(o.folder for o in outcomes))
+
+
+def format_outcomes(outcomes: Sequence[Outcome]) -> str:
+    """A table for people, one line for each fold."""
+    rows = [("member", "fold", METRIC, "step", "checkpoint")]
+    for o in outcomes:
+        cells = ("-", "-", f"failed: {o.reason}") if o.reason else (f"{o.score:.4f}", str(o.step), o.folder)
+        rows.append((o.member, str(o.fold), *cells))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def summary(member: Member, outcomes: Sequence[Outcome], dataset: PreparedDataset) -> str:
+    """The mean over folds; when these are all folds, also the score of all out-of-fold detections together.
+
+    The latter counts every training image once, by the model that did not see it; its interval is over images, not over
+    other trainings.
+    """
+    label = " (synthetic data)" if dataset.synthetic else ""
+    scores = [o.score for o in outcomes]
+    spread = f", sd {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
+    lines = [f"{member.name}: mean {METRIC} {member.score:.4f}{spread} over {len(scores)} fold(s){label}"]
+    if {o.fold for o in outcomes} == set(range(dataset.options.num_folds)):
+        found = member.out_of_fold()
+        interval = bootstrap(found, read_truths(dataset, "train"), seed=0).map_40_findings
+        lines.append(
+            f"{member.name}: out-of-fold {METRIC} {interval.estimate:.4f}, 95 % interval {interval.low:.4f} to "
+            f"{interval.high:.4f} over {len(found)} images{label}"
+        )
+    return "\n".join(lines)

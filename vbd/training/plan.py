@@ -1,0 +1,195 @@
+"""What one call of jobs/train.py trains, and the `train.json` that says so in its output folder."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vbd import storage
+from vbd.config import RunOptions, TrainConfig, stage_two, train_config_from
+from vbd.data.prepared import PreparedDataset, open_dataset
+from vbd.difference import first_difference
+from vbd.errors import InputError
+from vbd.training.members import read_members
+from vbd.training.settings import Settings, changed, changed_options, config_from_file
+
+SCHEMA = 1
+# Stands for the number of the fold in `weights`, so that each fold may start from a file of its own.
+FOLD_MARK = "{fold}"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Configurations, each trained on some folds of a dataset, and how that is carried out."""
+
+    configs: dict[str, TrainConfig]  # by the name of the member, <family>-<rank>
+    data: str
+    folds: tuple[int, ...]
+    options: RunOptions = field(default_factory=RunOptions)
+    workers: tuple[int, int] = (1, 1)  # at least, at most
+    keep: int = 2  # the newest checkpoints that stay beside the best
+
+    def config_of(self, member: str, fold: int) -> TrainConfig:
+        """The configuration of a member's run on a fold."""
+        config = self.configs[member]
+        return replace(config, fold=fold, weights=config.weights.replace(FOLD_MARK, str(fold)))
+
+
+def run_name(member: str, fold: int) -> str:
+    """The name of the run of a member on a fold, and of the folder of its checkpoint."""
+    return f"{member}-fold{fold}"
+
+
+def make_plan(
+    configs: dict[str, TrainConfig],
+    settings: Settings,
+    *,
+    data: str,
+    folds: str,
+    workers: str,
+    options: RunOptions,
+    keep: int,
+) -> TrainingPlan:
+    """A checked plan from the flags of jobs/train.py; raises InputError that names the flag."""
+    if keep < 1:
+        raise InputError(f"--keep {keep}: want 1 or more")
+    plan = TrainingPlan(
+        configs={name: changed(config, settings) for name, config in configs.items()},
+        data=data,
+        folds=parse_folds(folds, data),
+        options=changed_options(options, settings),
+        workers=parse_workers(workers),
+        keep=keep,
+    )
+    for member, config in plan.configs.items():
+        if config.batch_size < plan.workers[1]:
+            raise InputError(
+                f"--workers {workers}: more than the {config.batch_size} images of a batch of {member}, which they share"
+            )
+        for fold in plan.folds:
+            weights = plan.config_of(member, fold).weights
+            if weights and not storage.exists(weights):
+                raise InputError(f"weights {weights}: no such file or folder")
+    return plan
+
+
+def parse_folds(text: str, data: str) -> tuple[int, ...]:
+    """`all`, or fold numbers separated by commas, of a prepared dataset."""
+    known = tuple(range(open_dataset(data).options.num_folds))
+    if text == "all":
+        return known
+    folds = tuple(int(item) if item.strip().isdecimal() else -1 for item in text.split(","))
+    if not set(folds) <= set(known) or len(set(folds)) < len(folds):
+        raise InputError(f"--folds {text}: want all, or some of {', '.join(map(str, known))}")
+    return folds
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """`4`, or `2-8` for as many as there is room for."""
+    least, dash, most = text.partition("-")
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in (least, most if dash else least)]
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise InputError(f"--workers {text}: want a number, or two such as 1-4: at least and at most")
+    return numbers[0], numbers[1]
+
+
+# -------------------------------------------------------------------------------------------------- where configs come from
+
+
+def check_sources(data: str, **sources: str) -> None:
+    """Raises InputError when configurations are asked for from two places, or the dataset is not named."""
+    given = [f"--{name.replace('_', '-')}" for name, value in sources.items() if value]
+    if len(given) > 1:
+        raise InputError(f"{given[0]} and {given[1]}: configurations come from one of them")
+    if not data and not sources.get("second_stage"):
+        raise InputError("--data: give the prepared dataset to train on")
+
+
+def configs_from(
+    config: str, second_stage: str, settings: Settings, *, data: str
+) -> tuple[dict[str, TrainConfig], str]:
+    """The configurations of `--config`, of `--second-stage` or the defaults, before the settings; and where the data are."""
+    if second_stage:
+        return second_stage_of(second_stage, settings, data=data)
+    found = config_from_file(config) if config else TrainConfig()
+    return {f"{changed(found, settings).detector}-1": found}, data
+
+
+def second_stage_of(output: str, settings: Settings, *, data: str) -> tuple[dict[str, TrainConfig], str]:
+    """For each member of a finished training the second stage, in which a fold starts from that fold's best checkpoint."""
+    first = read_plan(output)
+    data = data or first.data
+    root = storage.absolute(output)
+    finished = {member.name: set(member.folders) for member in read_members(root, open_dataset(data))}
+    configs = {}
+    for name, config in first.configs.items():
+        if finished.get(name) != {storage.join(root, run_name(name, fold)) for fold in first.folds}:
+            raise InputError(f"{output}: {name} is not trained on all of its folds yet; end it with --resume first")
+        configs[name] = stage_two(
+            config,
+            weights=storage.join(root, f"{name}-fold{FOLD_MARK}"),
+            steps=max(1, settings.config.get("steps", config.steps // 10)),
+        )
+    return configs, data
+
+
+# -------------------------------------------------------------------------------------------------------------- train.json
+
+
+def claim_output(output: str, plan: TrainingPlan, dataset: PreparedDataset) -> TrainingPlan:
+    """Writes `train.json`; returns the plan with the folds that were asked for in this folder before.
+
+    Raises InputError when the folder belongs to other configurations or to another dataset. How a plan is carried out may change.
+    """
+    location = storage.join(output, "train.json")
+    if storage.exists(location):
+        theirs, fingerprint = _read(output)
+        if fingerprint != dataset.fingerprint:
+            raise InputError(
+                f"{output}: trained on dataset {fingerprint}, {plan.data} is {dataset.fingerprint}; choose another --output"
+            )
+        configs = [{name: dataclasses.asdict(c) for name, c in of.configs.items()} for of in (theirs, plan)]
+        if configs[0] != configs[1]:
+            raise InputError(f"{output}: another training ({first_difference(*configs)}); choose another --output")
+        plan = replace(plan, folds=tuple(sorted({*theirs.folds, *plan.folds})))
+    elif storage.list_names(output):
+        raise InputError(f"{output}: the folder is not empty and holds no training; choose another --output")
+    content = dataclasses.asdict(plan) | {"schema": SCHEMA, "dataset": dataset.fingerprint}
+    storage.write_json(location, content | {"data": storage.absolute(plan.data)})
+    return plan
+
+
+def read_plan(output: str) -> TrainingPlan:
+    """The plan of an output folder; raises InputError when there is none."""
+    return _read(output)[0]
+
+
+def resume_plan(output: str, flags: Mapping[str, Any], defaults: Mapping[str, Any]) -> TrainingPlan:
+    """The plan of an output folder; raises InputError when a flag that it would ignore was given."""
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value != defaults[name]]
+    if given:
+        raise InputError(
+            f"--resume goes on with what {output} holds, without {given[0]}; give the whole command instead to change how"
+        )
+    return read_plan(output)
+
+
+def _read(output: str) -> tuple[TrainingPlan, str]:
+    location = storage.join(output, "train.json")
+    if not storage.exists(location):
+        raise InputError(f"{output}: no train.json; give the output folder of a jobs/train.py that was started")
+    content = storage.read_object(location)
+    if content.get("schema") != SCHEMA:
+        raise InputError(f"{location}: schema {content.get('schema')!r}, want {SCHEMA}; train again with this version")
+    try:
+        plan = TrainingPlan(
+            configs={name: train_config_from(values, where=location) for name, values in content["configs"].items()},
+            data=content["data"],
+            folds=tuple(content["folds"]),
+            options=RunOptions(**content["options"]),
+            workers=(content["workers"][0], content["workers"][1]),
+            keep=content["keep"],
+        )
+        return plan, str(content["dataset"])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{location}: field {error} is missing or wrong; choose another --output") from None

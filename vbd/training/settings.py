@@ -1,0 +1,95 @@
+"""What a training run is told on the command line: the files that configurations come from, and `--set name=value`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from vbd import storage
+from vbd.config import VARIANTS, RunOptions, TrainConfig, train_config_from
+from vbd.errors import InputError
+from vbd.presets import with_steps
+
+# Fields that a flag of their own sets, and which.
+_FLAGS = {"fold": "--folds", "device": "--gpu", "loader_workers": "--loader-workers", "input": "--input"}
+_SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Fields of TrainConfig and of RunOptions that replace what they were."""
+
+    config: dict[str, Any]
+    options: dict[str, Any]
+
+
+def parse_settings(items: Sequence[str], *, weights: str = "") -> Settings:
+    """`name=value` of each item by its field's type; `weights` is short for `weights=...`.
+
+    Raises InputError for a name that is none, or a value of another type.
+    """
+    kinds = get_type_hints(TrainConfig), get_type_hints(RunOptions)
+    found: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for item in [*items, *([f"weights={weights}"] if weights else [])]:
+        name, equals, text = item.partition("=")
+        hints = [kind for kind in kinds if name in kind]
+        if name in _FLAGS:
+            raise InputError(f"--set {item}: {name} has a flag of its own, {_FLAGS[name]}")
+        if not equals or not hints:
+            names = sorted({*kinds[0], *kinds[1]} - set(_FLAGS))
+            raise InputError(f"--set {item}: want name=value with one of the names {', '.join(names)}")
+        found[kinds.index(hints[0])][name] = _value(item, text, hints[0][name])
+    if found[0].get("weights"):
+        found[0]["weights"] = storage.absolute(found[0]["weights"])  # a worker may stand elsewhere
+    return Settings(*found)
+
+
+def _value(item: str, text: str, hint: Any) -> Any:
+    if get_origin(hint) is tuple:
+        return tuple(_value(item, part, get_args(hint)[0]) for part in text.split(",") if part)
+    if get_origin(hint) is Literal:
+        if text not in get_args(hint):
+            raise InputError(f"--set {item}: choose one of {', '.join(get_args(hint))}")
+        return text
+    try:
+        value = _SWITCH[text.lower()] if hint is bool else hint(text)
+    except (KeyError, ValueError):
+        value = math.nan
+    if value != value or value in (math.inf, -math.inf):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[hint]
+        raise InputError(f"--set {item}: want {wanted}")
+    return value
+
+
+def changed(config: TrainConfig, settings: Settings) -> TrainConfig:
+    """The checked configuration with the settings in it.
+
+    Warm-up and reports keep their share of another number of steps, another detector starts with its smallest variant and
+    weights of one's own replace the library's, unless a setting says otherwise.
+    """
+    values = settings.config
+    if values.get("steps", 0) > 0:
+        config = with_steps(config, values["steps"])
+    implied: dict[str, Any] = {"pretrained": False} if values.get("weights") else {}
+    if "detector" in values and values["detector"] != config.detector:
+        implied["variant"] = VARIANTS[values["detector"]][0]
+    return train_config_from(dataclasses.asdict(config) | implied | values, where="--set")
+
+
+def changed_options(options: RunOptions, settings: Settings) -> RunOptions:
+    """The options with the settings in them."""
+    changed_to = replace(options, **settings.options)
+    for name, least in (("threads", 1), ("loader_workers", 0)):
+        if getattr(changed_to, name) < least:
+            raise InputError(f"{name} {getattr(changed_to, name)}: want {least} or more")
+    return changed_to
+
+
+def config_from_file(location: str) -> TrainConfig:
+    """A configuration from a JSON file of its fields, from a checkpoint's folder, or from the `config.json` in one."""
+    inside = storage.join(location, "config.json")
+    where = location if location.endswith(".json") or not storage.exists(inside) else inside
+    values = storage.read_object(where)
+    fields = values["config"] if isinstance(values.get("config"), dict) else values
+    return train_config_from(fields, where=where)
