@@ -39,7 +39,11 @@ class FirstWeights:
 
 def load_tensors(path: str) -> dict[str, Any]:
     """A file of tensors and plain values; code in it is never run. Raises InputError when it is broken or holds code."""
-    data = storage.read_bytes(path)
+    return read_tensors(storage.read_bytes(path), path)
+
+
+def read_tensors(data: bytes, path: str) -> dict[str, Any]:
+    """The same of the content of the file at `path`."""
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file may fail anywhere in the parser, with any error

@@ -1,15 +1,21 @@
 """A checkpoint is a folder that loads by itself: weights, training state, and its config as JSON.
 
 `model.pt` holds weights only (their running mean when the run keeps one), `state.pt` what resuming needs besides, and
-`config.json` the config with its hash, the classes, the dataset's fingerprint and the versions of the libraries.
+`config.json` the config with its hash, the classes, the dataset's fingerprint, the versions of the libraries, and size and
+SHA-256 of the other two, so that a file which is truncated or of another checkpoint is told before it is read.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import io
+import platform
 import shutil
 import uuid
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +30,13 @@ from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.models import detector_of
-from vbd.models.weights import load_tensors
+from vbd.models.weights import FirstWeights, load_tensors, read_tensors  # noqa: F401  # the first is told with these
 from vbd.training.members import OUT_OF_FOLD
 
 SCHEMA = 1
+_PARTS = ("model.pt", "state.pt")
+# Packages whose version decides what a config trains; each is asked of its metadata, not imported.
+_PACKAGES = {"torch": "torch", "torchvision": "torchvision", "effdet": "effdet", "yolox": "pixeltable-yolox"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,12 @@ class CheckpointInfo:
     channels: Channels = "grey"
     image_format: ImageFormat = "png"
     prepared_size: int = 0  # pixels; 0 in older checkpoints, which do not tell
+    # Where its first weights came from, and how many tensors were loaded, new and left out; None: all were random.
+    first_weights: dict[str, Any] | None = None
+    # The most images that went through the detector at a time; 0 in older checkpoints.
+    micro_batch: int = 0
+    # Size and SHA-256 of model.pt and state.pt; empty in older checkpoints.
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def write_checkpoint(
@@ -55,6 +70,8 @@ def write_checkpoint(
     state: dict[str, Any],
     step: int,
     metrics: dict[str, Any],
+    first_weights: dict[str, Any] | None = None,
+    micro_batch: int = 0,
 ) -> None:
     """Writes the folder under a temporary name and renames it, replacing an older one."""
     target = Path(folder)
@@ -64,7 +81,14 @@ def write_checkpoint(
     try:
         torch.save(weights, temporary / "model.pt")
         torch.save(state, temporary / "state.pt")
-        storage.write_json(str(temporary / "config.json"), _description(config, dataset, step, metrics))
+        description = _description(config, dataset) | {
+            "step": step,
+            "metrics": metrics,
+            "first_weights": first_weights,
+            "micro_batch": micro_batch,
+            "files": {name: _facts(temporary / name) for name in _PARTS},
+        }
+        storage.write_json(str(temporary / "config.json"), description)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
@@ -73,7 +97,7 @@ def write_checkpoint(
         raise InputError(f"{target}: the checkpoint cannot be written ({error}); is the disk full?") from error
 
 
-def _description(config: TrainConfig, dataset: PreparedDataset, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+def _description(config: TrainConfig, dataset: PreparedDataset) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "config": dataclasses.asdict(config),
@@ -85,9 +109,25 @@ def _description(config: TrainConfig, dataset: PreparedDataset, step: int, metri
         "channels": dataset.options.channels,
         "image_format": dataset.options.image_format,
         "prepared_size": dataset.options.image_size,
-        "step": step,
-        "metrics": metrics,
-        "versions": {"vbd": vbd.__version__, "torch": torch.__version__},
+        "versions": {"vbd": vbd.__version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(package) for name, package in _PACKAGES.items()},
+    }
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as stream:
+        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def count_first(first: FirstWeights | None) -> dict[str, Any] | None:
+    """What a checkpoint keeps of the weights that a detector started from; None when they were random."""
+    if first is None:
+        return None
+    return {
+        "source": first.source,
+        "loaded": len(first.loaded),
+        "new": len(first.new),
+        "unused": len(first.unused),
     }
 
 
@@ -111,6 +151,9 @@ def read_info(folder: str) -> CheckpointInfo:
             channels=content.get("channels", "grey"),
             image_format=content.get("image_format", "png"),
             prepared_size=content.get("prepared_size", 0),
+            first_weights=content.get("first_weights"),
+            micro_batch=content.get("micro_batch", 0),
+            files=content.get("files", {}),
             **{name: content[name] for name in ("config_hash", "dataset", "resize", "metrics")},
         )
     except (KeyError, TypeError) as error:
@@ -129,22 +172,55 @@ def whole_checkpoints(folder: str) -> list[str]:
 
 def _is_whole(folder: str) -> bool:
     try:
-        read_info(folder)
+        info = read_info(folder)
         storage.read_table(storage.join(folder, OUT_OF_FOLD), ["image_id"])
-        files = [storage.read_bytes(storage.join(folder, name)) for name in ("model.pt", "state.pt")]
+        if info.files:  # one listing: the sizes tell what was half copied
+            found = storage.list_files(folder)
+            return all(name in found and found[name].size == info.files[name]["size"] for name in _PARTS)
+        files = [storage.read_bytes(storage.join(folder, name)) for name in _PARTS]
     except InputError:
         return False
     # torch writes zip archives, whose directory stands at the end: a truncated one has none.
     return all(zipfile.is_zipfile(io.BytesIO(data)) for data in files)
 
 
+def read_part(folder: str, name: str, info: CheckpointInfo) -> dict[str, Any]:
+    """The tensors of `model.pt` or `state.pt`; InputError when it is missing, broken, or not this checkpoint's own."""
+    location = storage.join(folder, name)
+    if not storage.exists(location):
+        raise InputError(f"{location}: no such file; the checkpoint is not whole: copy it again, or use another one")
+    data = storage.read_bytes(location)
+    facts = info.files.get(name)
+    if facts and len(data) < facts["size"]:
+        raise InputError(
+            f"{location}: truncated, {len(data)} of {facts['size']} bytes; copy the checkpoint again, or use another one"
+        )
+    if facts and hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        raise InputError(
+            f"{location}: not the file that was written beside its config.json (another SHA-256); "
+            "copy the checkpoint again, or use another one"
+        )
+    return read_tensors(data, location)
+
+
+@contextlib.contextmanager
+def foreign_told(location: str, info: CheckpointInfo) -> Iterator[None]:
+    """Turns the failure to load tensors of another detector, or of no detector at all, into one line."""
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # torch's first line names the class, its second what does not fit.
+        reason = lines[min(1, len(lines) - 1)][:120]
+        raise InputError(
+            f"{location}: not the weights of {info.config.detector} {info.config.variant} ({reason}); use another checkpoint"
+        ) from None
+
+
 def load_detector(folder: str) -> tuple[nn.Module, CheckpointInfo]:
     """The detector of a checkpoint, in eval mode on the CPU, and its description."""
     info = read_info(folder)
     detector = detector_of(info.config, with_first_weights=False)
-    try:
-        detector.load_state_dict(load_tensors(storage.join(folder, "model.pt")))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()[:120]
-        raise InputError(f"{folder}/model.pt: not the weights of {info.config.detector} ({reason})") from None
+    with foreign_told(storage.join(folder, "model.pt"), info):
+        detector.load_state_dict(read_part(folder, "model.pt", info))
     return detector.eval(), info

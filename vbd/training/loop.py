@@ -9,27 +9,45 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vbd.config import RunOptions, TrainConfig, check_train_config, config_hash
-from vbd.data.dataset import Images, plain_batches, training_batches
-from vbd.data.prepared import PreparedDataset, read_truths, to_detections
+from vbd.data.dataset import Images, describe_sampling, training_batches
+from vbd.data.prepared import PreparedDataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
-from vbd.models import detector_of
-from vbd.records import Batch, Detections, Target, Truth, detections_to_table
-from vbd.storage import join, stable_hash, write_table
-from vbd.training.checkpoint import load_tensors, read_info, write_checkpoint
+from vbd.models import WEIGHTED, detector_of
+from vbd.models.weights import describe
+from vbd.records import Batch, Detections, Truth, detections_to_table
+from vbd.storage import stable_hash, write_table
+from vbd.training.checkpoint import count_first, foreign_told, read_info, read_part, write_checkpoint
 from vbd.training.members import OUT_OF_FOLD
+from vbd.training.memory import MemoryShort, free_memory, is_memory_error, peak_memory_mb
+from vbd.training.meter import Meter
+from vbd.training.mirror import Mirror, statistics_of
+from vbd.training.norms import join_batch_norms
+from vbd.training.optimizer import (
+    build_optimizer,
+    count_parameters,
+    learning_rate_at,
+    set_learning_rate,
+    train_mode,
+)
+from vbd.training.parts import deal, number_of_parts, placed, side_at
+from vbd.training.precision import autocast, choose_device, gradient_scaler, telling
+from vbd.training.running_mean import RunningMean
+from vbd.training.validation import detect
 
 Report = Callable[[dict[str, Any], Path | None], None]
+Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 class TrainingError(Exception):
@@ -54,15 +72,27 @@ def train(
     report: Report,
     resume_from: str | None = None,
     ranks: Ranks | None = None,
+    batches: Callable[..., Iterable[Batch]] = training_batches,
+    say: Say | None = None,
+    micro_batch: int | None = None,
 ) -> dict[str, Any]:
-    """Trains up to `config.steps`, reports every `report_every` steps and at the end; returns the last metrics."""
-    check_train_config(config)
+    """Trains up to `config.steps`, reports every `report_every` steps and at the end; returns the last metrics.
+
+    `batches` is called like `training_batches`. `say` prints on rank 0. `micro_batch` is the most images that go through
+    the detector at a time, where memory has run out before. Raises TrainingError, and with several ranks MemoryShort.
+    """
     ranks = ranks or Ranks()
-    if config.batch_size < ranks.world:
-        raise InputError(f"batch_size {config.batch_size} is less than one image for each of {ranks.world} workers")
-    run = TrainingRun(config, dataset, device=choose_device(options), threads=options.threads, ranks=ranks)
+    _check(config, options, ranks)
+    say = say if ranks.rank == 0 else None
+    run = TrainingRun(
+        config, dataset, options=options, ranks=ranks, is_new=resume_from is None, say=say, micro_batch=micro_batch
+    )
     first_step = run.resume(resume_from) if resume_from else 0
-    batches = training_batches(
+    if say:
+        say(f"{run.describe()}\n{describe_sampling(dataset, config)}")
+    meter = Meter(config, first_step=first_step, say=say)
+    metrics: dict[str, Any] = {"step": first_step}
+    of_this_run = batches(
         dataset,
         config,
         first_step=first_step,
@@ -70,108 +100,193 @@ def train(
         rank=ranks.rank,
         world=ranks.world,
     )
-    metrics: dict[str, Any] = {"step": first_step}
-    started, seen, losses = time.monotonic(), 0, []
-    for step, batch in enumerate(batches, start=first_step):
-        try:
-            losses.append(run.step(step, batch))
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(f"out of memory at step {step}: lower batch_size or image_size") from error
-        seen += config.batch_size
+    for step, batch in enumerate(of_this_run, start=first_step):
+        loss, norm = run.step(step, batch)
+        meter.count(step, loss=loss, norm=norm)
+        meter.tell(learning_rate=learning_rate_at(step, config))
         done = step + 1
         if done % config.report_every == 0 or done == config.steps:
-            metrics, found = run.validate()
-            metrics |= {
-                "step": done,
-                "loss": float(np.mean(losses)),
-                "learning_rate": learning_rate_at(step, config),
-                "images_per_second": seen / (time.monotonic() - started),
-                "seconds": time.monotonic() - started,
-            }
-            losses = []
+            started = time.monotonic()
+            scores, found = run.validate()
+            numbers = meter.report(
+                validation_seconds=time.monotonic() - started, learning_rate=learning_rate_at(step, config)
+            )
+            metrics = scores | numbers | run.memory
+            meter.tell_report(metrics)
             with run.checkpoint(done, metrics, found) as folder:
                 report(metrics, folder)
     return metrics
 
 
-def choose_device(options: RunOptions) -> torch.device:
-    """The device that `auto` means here; raises InputError when cuda is asked for and absent."""
-    match options.device:
-        case "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        case "cuda":
-            if not torch.cuda.is_available():
-                raise InputError("device cuda: this process sees no GPU; use --device cpu, or ask for one per trial")
-            return torch.device("cuda")
-        case "cpu":
-            return torch.device("cpu")
-        case _:
-            assert_never(options.device)
-
-
-def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to 1 % of the rate (Loshchilov and Hutter 2017, without restarts)."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay on weights only: not on biases and normalisation, which have one dimension."""
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    match config.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=config.learning_rate)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
-        case _:
-            assert_never(config.optimizer)
+def _check(config: TrainConfig, options: RunOptions, ranks: Ranks) -> None:
+    """Raises InputError for what cannot be trained on these ranks."""
+    check_train_config(config)
+    if config.batch_size < ranks.world:
+        raise InputError(f"batch_size {config.batch_size} is less than one image for each of {ranks.world} workers")
+    if options.sync_batchnorm and config.batch_size % ranks.world:
+        raise InputError(
+            f"batch_size {config.batch_size} with sync_batchnorm: want a multiple of the {ranks.world} workers"
+        )
+    if config.agreement_weight and config.detector not in WEIGHTED:
+        raise InputError(
+            f"agreement_weight {config.agreement_weight}: the loss of {config.detector} cannot weigh boxes; "
+            f"use 0, or one of {', '.join(WEIGHTED)}"
+        )
 
 
 class TrainingRun:
-    """What changes while a run trains: weights, their running mean, optimiser."""
+    """What changes while a run trains: weights, their running mean, optimiser, and how many images fit into memory."""
 
     def __init__(
-        self, config: TrainConfig, dataset: PreparedDataset, *, device: torch.device, threads: int, ranks: Ranks
+        self,
+        config: TrainConfig,
+        dataset: PreparedDataset,
+        *,
+        options: RunOptions,
+        ranks: Ranks,
+        is_new: bool = True,
+        say: Say | None = None,
+        micro_batch: int | None = None,
     ):
-        torch.set_num_threads(threads)
+        """A run that is not new gets its weights by `resume`, and fetches none to start from."""
+        torch.set_num_threads(options.threads)
         torch.manual_seed(config.seed)
-        self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
-        self.detector = detector_of(config, with_first_weights=True).to(device)
-        self.mean = _running_mean(self.detector, config.ema_decay)
-        self.model = ranks.wrap(self.detector)
+        self.config, self.dataset, self.ranks, self._say = config, dataset, ranks, say
+        self.device = choose_device(options)
+        layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.detector = detector_of(config, with_first_weights=is_new).to(self.device)
+        self.detector.to(memory_format=layout)  # adapters give images the layout of the weights
+        first = getattr(self.detector, "first_weights", None)
+        self.first_weights = count_first(first)
+        self._first_lines = describe(first) if first else ""
+        if config.backbone_rate == 0:
+            self.detector.backbone.requires_grad_(False)
+        frozen = self.detector.backbone if config.backbone_rate == 0 else None
+        self.mean = RunningMean(self.detector, decay=config.ema_decay, frozen=frozen) if config.ema_decay else None
+        if options.sync_batchnorm and ranks.world > 1:
+            join_batch_norms(self.detector)
+        if options.compile:
+            self.detector.backbone.compile()
+        self.model: Any = ranks.wrap(self.detector)
         self.optimizer = build_optimizer(self.detector, config)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda")
+        self.scaler = gradient_scaler(self.device, config)
+        self.weights = [p for p in self.detector.parameters() if p.requires_grad]
+        statistics = statistics_of(self.detector)
+        self._before = Mirror((buffer.clone(), buffer) for buffer in statistics)
+        self._statistics = [buffer for buffer in statistics if buffer.is_floating_point()]
+        share = math.ceil(config.batch_size / ranks.world)
+        self.micro_batch = min(micro_batch or share, math.ceil(share / config.accumulate))
         self.validation = Images(dataset, config.fold, image_size=config.image_size)
         self.truths: list[Truth] = read_truths(dataset, config.fold)
+        train_mode(self.model, self.detector, config)
 
-    def step(self, step: int, batch: Batch) -> float:
-        """One optimiser step; returns the loss. Raises TrainingError when that is no number."""
-        self.model.train()
-        torch.manual_seed(stable_hash(f"{self.config.seed}/{step}/{self.ranks.rank}") >> 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, self.config)
-        images = batch.images.to(self.device, non_blocking=True)
-        targets = [
-            Target(boxes=target["boxes"].to(self.device), labels=target["labels"].to(self.device))
-            for target in batch.targets
-        ]
-        with autocast(self.device, self.config):
-            loss = self.model(images, targets)["loss"]
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+    def step(self, step: int, batch: Batch) -> tuple[float, float]:
+        """One optimiser step; returns the loss and the norm of its gradient. Raises TrainingError when that is no number.
+
+        Where memory runs out, the step is done again in smaller parts, as if it had never been tried.
+        """
+        set_learning_rate(self.optimizer, learning_rate_at(step, self.config))
+        self._before.take()
+        total = self._within_memory(f"step {step}", lambda: self._gradients(step, batch), undo=self._forget)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.detector.parameters(), self.config.grad_clip)
-        self.scaler.step(self.optimizer)
+        largest = nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
+        loss, norm = torch.stack([total, largest]).tolist()  # the one time in a step that a GPU is waited for
+        if not math.isfinite(norm):
+            self._skip(step, loss)
+            return loss, norm
+        self._follow_gradients(step)
+        return loss, norm
+
+    def _gradients(self, step: int, batch: Batch) -> Tensor:
+        """Adds up the gradients of the parts of a batch, each by its share of the images; returns the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(stable_hash(f"{self.config.seed}/{step}/{self.ranks.rank}") >> 1)
+        side = side_at(step, self.config)
+        images = len(batch.images)
+        parts = number_of_parts(images, micro_batch=self.micro_batch, accumulate=self.config.accumulate)
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(deal(batch, parts), start=1):
+            with self._ranks_joined(number == parts):
+                part = placed(part, self.device, side=side)
+                with autocast(self.device, self.config):
+                    loss = self.model(part.images, part.targets)["loss"]
+                loss = loss * (len(part.images) / images)
+                self.scaler.scale(telling(loss, self._statistics)).backward()
+            total += loss.detach()
+        return total
+
+    def _ranks_joined(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Ranks average their gradients in the last part of a step only."""
+        return contextlib.nullcontext() if is_last or self.ranks.world == 1 else self.model.no_sync()
+
+    def _skip(self, step: int, loss: float) -> None:
+        """No weight follows a gradient that is no number; in fp16 it is tried again with smaller ones, else the run ends."""
+        self._before.give_back()
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            raise TrainingError(
+                f"the loss is {loss:.4g} and its gradient is no finite number at step {step}; "
+                "lower the learning rate, or grad_clip, or train in fp32"
+            )
+
+    def _follow_gradients(self, step: int) -> None:
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError as error:  # smaller parts of a batch would not help
+            raise TrainingError(
+                f"out of memory at step {step} for the optimiser's state; use a smaller variant, or optimizer sgd"
+            ) from error
         self.scaler.update()
         if self.mean is not None:
-            self.mean.update_parameters(self.detector)
-        return float(loss.detach())
+            self.mean.update()
+
+    def _forget(self) -> None:
+        """What a failed attempt at a step has left behind."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._before.give_back()
+
+    def _within_memory(self, where: str, attempt: Callable[[], T], *, undo: Callable[[], None]) -> T:
+        """What `attempt` returns, with half of the images at a time, and half of those, for as long as memory runs out."""
+        while True:
+            try:
+                return attempt()
+            except RuntimeError as error:
+                if not is_memory_error(error):
+                    raise
+            # Not in the handler: with the error goes what was computed until then.
+            undo()
+            free_memory()
+            self._halve(where)
+
+    def _halve(self, where: str) -> None:
+        if self.micro_batch == 1:
+            raise TrainingError(
+                f"out of memory at {where} with one image at a time; lower image_size or multi_scale, "
+                "or use a smaller variant"
+            )
+        halved = (self.micro_batch + 1) // 2
+        if self.ranks.world > 1:  # the others wait for this rank's gradients
+            raise MemoryShort(micro_batch=halved)
+        if self._say:
+            self._say(f"out of memory at {where} with {self.micro_batch} images at a time; from here on {halved}")
+        self.micro_batch = halved
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """Images at a time on a rank, and the most memory that was in use, in MiB."""
+        return {"micro_batch": self.micro_batch, "peak_memory_mb": peak_memory_mb(self.device)}
+
+    def describe(self) -> str:
+        """What is trained, from what and where, in a few lines."""
+        config = self.config
+        total, trained = count_parameters(self.detector)
+        lines = [
+            f"{config.detector} {config.variant}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained, "
+            f"on {self.device.type} in {config.precision}",
+            f"{config.batch_size} images a step on {self.ranks.world} rank(s), at most {self.micro_batch} at a time",
+        ]
+        return "\n".join([*lines, *filter(None, [self._first_lines])])
 
     @property
     def best_model(self) -> nn.Module:
@@ -181,14 +296,20 @@ class TrainingRun:
     def validate(self) -> tuple[dict[str, Any], list[Detections]]:
         """The competition's metric on the validation fold; every rank looks at its share and all get the one score."""
         share = np.arange(self.ranks.rank, len(self.validation), self.ranks.world)
-        found = detect(
-            self.best_model,
-            self.validation,
-            share,
-            batch_size=self.config.batch_size,
-            device=self.device,
-            config=self.config,
-        )
+
+        def look() -> list[Detections]:
+            return detect(
+                self.best_model,
+                self.validation,
+                share,
+                batch_size=self.micro_batch,
+                device=self.device,
+                config=self.config,
+            )
+
+        self.optimizer.zero_grad(set_to_none=True)  # the gradients' memory is free meanwhile
+        found = self._within_memory("the validation", look, undo=lambda: None)
+        train_mode(self.model, self.detector, self.config)
         found = sorted(self.ranks.gather(found), key=lambda item: item.image_id)
         scores = evaluate(found, self.truths)
         return {"map_40_findings": scores.map_40_findings, "map_coco_101": scores.map_coco_101}, found
@@ -210,11 +331,14 @@ class TrainingRun:
                     "detector": self.detector.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
-                    "averaged": 0 if self.mean is None else int(self.mean.n_averaged),
+                    "averaged": 0 if self.mean is None else self.mean.updates,
                     "step": step,
+                    "micro_batch": self.micro_batch,
                 },
                 step=step,
                 metrics=metrics,
+                first_weights=self.first_weights,
+                micro_batch=self.micro_batch,
             )
             write_table(str(folder / OUT_OF_FOLD), detections_to_table(found))
             yield folder
@@ -226,73 +350,13 @@ class TrainingRun:
             raise InputError(f"{folder}: checkpoint of another configuration ({info.config_hash}); start a new run")
         if info.dataset != self.dataset.fingerprint:
             raise InputError(f"{folder}: trained on dataset {info.dataset}, this is {self.dataset.fingerprint}")
-        state = load_tensors(join(folder, "state.pt"))
-        self.detector.load_state_dict(state["detector"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.mean is not None:
-            self.mean.module.load_state_dict(load_tensors(join(folder, "model.pt")))
-            self.mean.n_averaged.fill_(state["averaged"])
-        return int(state["step"])
-
-
-def _running_mean(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
-    """Exponential running mean of weights; statistics of batch norm are taken over as they are.
-
-    Early on the decay is shorter, (1 + n) / (10 + n), so that the random start is soon forgotten (as in TensorFlow's
-    ExponentialMovingAverage with `num_updates`).
-    """
-    if decay == 0:
-        return None
-
-    @torch.no_grad()
-    def update(means: Any, news: Any, count: Any) -> None:
-        n = float(count)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(means, news, weight)
-
-    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=update, use_buffers=False)
-
-
-def autocast(device: torch.device, config: TrainConfig) -> contextlib.AbstractContextManager[Any]:
-    """The arithmetic of the forward pass."""
-    match config.precision:
-        case "fp32":
-            return contextlib.nullcontext()
-        case "bf16":
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        case "fp16":
-            if device.type == "cpu":
-                raise InputError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
-            return torch.autocast(device.type, dtype=torch.float16)
-        case _:
-            assert_never(config.precision)
-
-
-@torch.inference_mode()
-def detect(
-    model: nn.Module,
-    images: Images,
-    indices: np.ndarray,
-    *,
-    batch_size: int,
-    device: torch.device,
-    config: TrainConfig,
-) -> list[Detections]:
-    """Detections of some images, in original pixels, in the order of `indices`."""
-    model.eval()
-    found = []
-    for batch, rows in plain_batches(images, indices, batch_size=batch_size):
-        with autocast(device, config):
-            predictions = model(batch.images.to(device))
-        for row, prediction in zip(rows, predictions, strict=True):
-            found.append(
-                to_detections(
-                    row["image_id"],
-                    *(prediction[name].float().cpu().numpy() for name in ("boxes", "scores", "labels")),
-                    original_hw=(int(row["original_hw"][0]), int(row["original_hw"][1])),
-                    image_size=images.image_size,
-                    options=images.dataset.options,
-                )
-            )
-    return found
+        state = read_part(folder, "state.pt", info)
+        with foreign_told(f"{folder}/state.pt", info):
+            self.detector.load_state_dict(state["detector"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.mean is not None:
+                self.mean.load(read_part(folder, "model.pt", info), updates=state["averaged"])
+            self.micro_batch = min(self.micro_batch, state.get("micro_batch", self.micro_batch))
+            self.first_weights = info.first_weights
+            return int(state["step"])
