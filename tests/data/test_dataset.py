@@ -40,7 +40,7 @@ def test_the_held_out_fold_and_the_test_part_are_never_trained_on(prepared: str)
     assert len(seen) == 40
 
 
-def _assert_equal(first: list, second: list) -> None:
+def assert_equal(first: list, second: list) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         assert one.image_ids == other.image_ids
@@ -51,11 +51,11 @@ def _assert_equal(first: list, second: list) -> None:
 
 
 def test_a_run_that_starts_later_sees_the_same_batches(prepared: str) -> None:
-    _assert_equal(_batches(prepared, CONFIG)[5:], _batches(prepared, CONFIG, first_step=5))
+    assert_equal(_batches(prepared, CONFIG)[5:], _batches(prepared, CONFIG, first_step=5))
 
 
 def test_loader_processes_do_not_change_the_batches(prepared: str) -> None:
-    _assert_equal(_batches(prepared, CONFIG), _batches(prepared, CONFIG, loader_workers=2))
+    assert_equal(_batches(prepared, CONFIG), _batches(prepared, CONFIG, loader_workers=2))
 
 
 def test_ranks_share_each_batch(prepared: str) -> None:

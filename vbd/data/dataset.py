@@ -6,7 +6,7 @@ sees the same data in the same order, whoever makes the batches: a thread beside
 (`dataset_loader`), or Ray Data on other nodes (`dataset_ray`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -145,11 +145,12 @@ def training_batches(
     loader_workers: int,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of the steps `first_step` .. `config.steps - 1`, of all folds but the config's.
 
-    `loader_workers` processes make them ahead of the steps; 0 is a thread beside the training thread. Raises InputError,
-    here or while iterating, for what is wrong with the data, with its copy on this node or with a process of the loader.
+    `loader_workers` processes make them ahead of the steps; 0 is a thread beside the training thread. Closing the iterator
+    ends them. Raises InputError, here or while iterating, for what is wrong with the data, with its copy on this node or
+    with a process of the loader.
     """
     maker = BatchMaker(dataset, config, rank=rank, world=world)
     steps = range(first_step, config.steps)

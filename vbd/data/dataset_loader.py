@@ -8,10 +8,11 @@ copies their locks without the threads, and hangs. The server loads torch and Op
 spawned processes would each load them for themselves.
 """
 
+import functools
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -31,24 +32,25 @@ MakeBatch = Callable[[int], Batch]
 _THREAD_AHEAD, _PROCESS_AHEAD = 2, 4
 
 
-def made_by_thread(make_batch: MakeBatch, steps: range) -> Iterator[Batch]:
+def made_by_thread(make_batch: MakeBatch, steps: range) -> Generator[Batch, None, None]:
     """The batches of some steps, the next ones made by one thread while a step runs: decoding frees the interpreter."""
-    pin = torch.cuda.is_available()
+    make = functools.partial(_make_and_pin, make_batch) if torch.cuda.is_available() else make_batch
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(1, "next-batch")
     try:
         for step in steps:
-            waiting.append(pool.submit(make_batch, step))
+            waiting.append(pool.submit(make, step))
             if len(waiting) > _THREAD_AHEAD:
-                yield _pinned(waiting.popleft().result(), pin=pin)
+                yield waiting.popleft().result()
         while waiting:
-            yield _pinned(waiting.popleft().result(), pin=pin)
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _pinned(batch: Batch, *, pin: bool) -> Batch:
-    return replace(batch, images=_pin(batch.images)) if pin else batch
+def _make_and_pin(make_batch: MakeBatch, step: int) -> Batch:
+    batch = make_batch(step)
+    return replace(batch, images=_pin(batch.images))
 
 
 def _pin(images: torch.Tensor) -> torch.Tensor:
@@ -60,7 +62,7 @@ def _written_out(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous() if 0 in images.stride() else images
 
 
-def made_by_processes(make_batch: MakeBatch, steps: range, *, processes: int) -> Iterator[Batch]:
+def made_by_processes(make_batch: MakeBatch, steps: range, *, processes: int) -> Generator[Batch, None, None]:
     """The batches of some steps, made by processes that live as long as the iterator.
 
     Raises InputError for what a process says is wrong with the data, and when a process dies.
