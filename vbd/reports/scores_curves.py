@@ -22,7 +22,7 @@ _MAX_POINTS = 200  # of a line: more is not seen and makes the page heavy
 _RATE_TICKS = {1 / 8: "1/8", 1 / 4: "1/4", 1 / 2: "1/2", 1: "1", 2: "2", 4: "4", 8: "8"}
 _LOWEST_RATE, _HIGHEST_RATE = 0.02, 16.0
 _READER_COLOUR = COLOURS[1]
-_MAX_NAMED = 20  # readers whose names stand at their points
+_MIN_NAMED = 0.1  # readers with at least this share of the boxes of the busiest are named at their points
 
 
 def precision_recall(measures: Measures) -> Plot:
@@ -40,7 +40,7 @@ def precision_recall(measures: Measures) -> Plot:
                 x=recall,
                 y=envelope,
                 mode="lines",
-                line=_line(place),
+                line=_line(place) | {"shape": "vh"},  # so that the area is the average precision
                 name=f"{name} ({ap:.2f})",
                 customdata=scores,
                 hovertemplate=f"{name}<br>recall %{{x:.3f}}, precision %{{y:.3f}}<br>score %{{customdata:.4f}} or more"
@@ -73,7 +73,8 @@ def froc_pooled(measures: Measures) -> Plot:
         for rate, found, score in zip(
             curve.false_positives_per_image, curve.sensitivities, curve.score_thresholds, strict=True
         )
-        if not math.isnan(score) and not math.isnan(found)
+        # Beyond the last false box nothing happens any more.
+        if not math.isnan(score) and not math.isnan(found) and rate <= max(curve.curve_false_positives_per_image)
     ]
     line = go.Scatter(
         x=rates,
@@ -152,14 +153,16 @@ def froc_beside_readers(human: Human) -> Plot:
     )
     readers = [point for point in human.reference.readers if not math.isnan(point.sensitivity)]
     pooled = [human.reference.pooled] if not math.isnan(human.reference.pooled.sensitivity) else []
+    most = max((point.reference_boxes for point in readers), default=0)
     traces = [line]
     for name, points, symbol, size in (("a reader", readers, "diamond", 9), ("all readers", pooled, "star", 18)):
         traces.append(
             go.Scatter(
                 x=[max(point.false_positives_per_image, _LOWEST_RATE) for point in points],
                 y=[point.sensitivity for point in points],
-                mode="markers+text" if len(points) <= _MAX_NAMED and name == "a reader" else "markers",
-                text=[label(point.rad_id) for point in points],
+                mode="markers+text" if name == "a reader" else "markers",
+                # Points of readers of a few images lie on each other.
+                text=[label(p.rad_id) if p.reference_boxes >= _MIN_NAMED * most else "" for p in points],
                 textposition="bottom center",
                 textfont={"size": 11, "color": _READER_COLOUR},
                 marker={"color": _READER_COLOUR, "symbol": symbol, "size": size, "line": {"color": "#fff", "width": 1}},
@@ -190,9 +193,9 @@ def _froc_figure(traces: Sequence["go.Scatter"], *, height: int) -> "go.Figure":
         xaxis={
             "title": "false boxes per image",
             "type": "log",
-            "range": [math.log10(_LOWEST_RATE), math.log10(_HIGHEST_RATE)],
-            "tickvals": list(_RATE_TICKS),
-            "ticktext": list(_RATE_TICKS.values()),
+            "range": [math.log10(_LOWEST_RATE * 0.85), math.log10(_HIGHEST_RATE)],
+            "tickvals": [_LOWEST_RATE, *_RATE_TICKS],
+            "ticktext": [f"≤ {_LOWEST_RATE:g}", *_RATE_TICKS.values()],
         },
         yaxis={"title": "sensitivity", "range": [0, 1.03]},
         showlegend=True,
@@ -200,13 +203,10 @@ def _froc_figure(traces: Sequence["go.Scatter"], *, height: int) -> "go.Figure":
 
 
 def _froc_line(curve: FrocCurve) -> tuple[list[float], list[float], list[float]]:
-    """Points of a curve that a logarithmic axis can show."""
+    """Points of a curve that a logarithmic axis can show; all that lies before it stands at its left edge."""
     rates, sensitivities = curve.curve_false_positives_per_image, curve.curve_sensitivities
-    shown = np.flatnonzero((rates > 0) & (rates <= _HIGHEST_RATE))
-    before = np.flatnonzero(rates == 0)
-    # What is found before the first false box stands at the left edge.
-    first = [int(before[-1])] if len(before) else []
-    rows = np.array([*first, *_some(shown)], np.int64)
+    before = np.flatnonzero(rates <= _LOWEST_RATE)[-1:]
+    rows = np.concatenate([before, _some(np.flatnonzero((rates > _LOWEST_RATE) & (rates <= _HIGHEST_RATE)))])
     x = np.maximum(rates[rows], _LOWEST_RATE)
     return x.round(5).tolist(), sensitivities[rows].round(5).tolist(), curve.curve_scores[rows].round(6).tolist()
 

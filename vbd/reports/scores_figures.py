@@ -13,7 +13,6 @@ from vbd.labels import NO_FINDING_NAME
 from vbd.reports.page import COLOURS, MARKERS, Plot, figure, matrix
 from vbd.reports.scores_measure import Comparison, Measures, findings_of, named_differences, verdict
 
-_GREY = COLOURS[6]
 _VERDICT_COLOURS = {"better": COLOURS[2], "worse": COLOURS[1], "cannot tell": "#8a939e"}
 _VERDICT_MARKERS = {"better": MARKERS[3], "worse": MARKERS[1], "cannot tell": MARKERS[0]}
 
@@ -29,7 +28,7 @@ def class_bars(measures: Measures) -> Plot:
         y=names,
         x=values,
         orientation="h",
-        marker={"color": [_GREY if name == NO_FINDING_NAME else COLOURS[0] for name in names]},
+        marker={"color": ["#8a939e" if name == NO_FINDING_NAME else COLOURS[5] for name in names]},
         error_x=error_bars(values, [measures.intervals.get(name) for name in names]),
         hovertext=[
             f"{name}: AP {value:.4f}, {scores.num_truths[name]:,} to find, {scores.num_detections[name]:,} predicted"
@@ -151,7 +150,7 @@ def subset_bars(subsets: dict[str, tuple[Scores, tuple[float, float]]]) -> Plot:
         x=list(known),
         y=values,
         marker={
-            "color": [COLOURS[5] if name.endswith("size") else COLOURS[0] for name in known],
+            "color": [COLOURS[4] if name.endswith("size") else COLOURS[5] for name in known],
             "pattern": {"shape": ["/" if name.endswith("size") else "" for name in known]},
         },
         error_y=error_bars(values, spans),
@@ -218,14 +217,12 @@ def error_bars(
     """Plotly's bars of some intervals around their values; None when there are none."""
     if not any(interval and not math.isnan(interval[0]) for interval in intervals):
         return None
-    spans = [
-        interval if interval and not math.isnan(interval[0]) else (value, value)
-        for value, interval in zip(values, intervals, strict=True)
-    ]
+    known = [interval or (math.nan, math.nan) for interval in intervals]
     return {
         "symmetric": False,
-        "array": [max(0.0, high - value) for value, (_, high) in zip(values, spans, strict=True)],
-        "arrayminus": [max(0.0, value - low) for value, (low, _) in zip(values, spans, strict=True)],
+        # NaN draws nothing; 0 would draw the ends of a bar without length.
+        "array": [high - value for value, (_, high) in zip(values, known, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, known, strict=True)],
         "thickness": thickness,
         "color": "#1a1a1a",
     }

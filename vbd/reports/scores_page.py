@@ -20,7 +20,7 @@ from vbd.reports.scores_measure import (
     verdict,
 )
 from vbd.reports.scores_pictures import case_sections
-from vbd.reports.scores_text import interval_text, number, signed, signed_interval
+from vbd.reports.scores_text import interval_text, number, score_text, signed, signed_interval
 
 _MAX_DEFECTS_SHOWN = 50
 
@@ -104,7 +104,7 @@ def _compared(comparison: Comparison) -> list[Section]:
         "interval in twenty misses 0 by chance alone."
     )
     table = Table("These predictions minus the others", columns, rows)
-    return [Section("Against the others", [_verdict_sentence(comparison), differences(comparison), table, note])]
+    return [Section("Against the others", [differences(comparison), table, note])]
 
 
 def _theirs(comparison: Comparison, name: str) -> str:
@@ -139,7 +139,7 @@ def _classes(measures: Measures) -> Section:
     scores, coco = measures.scores, measures.coco
     stricter = list(measures.by_agreement.items())[1:]
     columns = ["class", "AP", "95 % interval", "to find", "predicted", "COCO AP50", "COCO AP"]
-    columns += [f"AP, {level} readers" for level, _ in stricter]
+    columns += [f"AP, {level}+ readers" for level, _ in stricter]
     rows: list[list[Cell]] = [
         [
             name,
@@ -168,7 +168,7 @@ def _froc(measures: Measures) -> Section:
             f"{rate:g}",
             number(found),
             (interval_text((spans[rate].low, spans[rate].high)) or "-") if rate in spans else "-",
-            number(score),
+            score_text(score),
         )
         for rate, found, score in zip(
             pooled.false_positives_per_image, pooled.sensitivities, pooled.score_thresholds, strict=True
@@ -211,7 +211,7 @@ def _readers(measures: Measures) -> list[Section]:
             number(line.false_positives_per_image),
             number(line.readers),
             number(line.detector),
-            number(line.score_threshold),
+            score_text(line.score_threshold),
         )
         for line in lines
     ]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd import storage
-from vbd.boxes import EMPTY, Boxes, areas, iou_matrix, to_prepared
+from vbd.boxes import Boxes, areas, iou_matrix, to_prepared
 from vbd.data.prepared import PreparedDataset
 from vbd.drawing import LAYER_COLOURS, Layer, draw
 from vbd.errors import InputError
-from vbd.evaluation.average_precision import match
+from vbd.evaluation.matching import match
 from vbd.labels import NUM_FINDINGS, name_of
 from vbd.records import Detections, Truth
 from vbd.reports.gallery import read_image
@@ -23,7 +24,8 @@ from vbd.reports.page import Picture, Section
 _SIDE = 512  # pixels of a picture
 _QUALITY = 80  # of WebP: about 20 kB for a film
 _MAX_DRAWN = 12  # detections on a picture, the most confident ones: more hide the film
-_TRUTH, _FOUND, _WRONG = LAYER_COLOURS[3], LAYER_COLOURS[0], LAYER_COLOURS[2]
+_TRUTH, _FOUND = LAYER_COLOURS[3], LAYER_COLOURS[0]
+_WRONG = "#FF5CA8"  # brighter than any layer, and its line is doubled: what the picture is about
 
 
 @dataclass(frozen=True)
@@ -44,31 +46,48 @@ def worst_misses(
 ) -> list[Case]:
     """Findings without a box of their class over `iou_threshold`, most readers first; one for each image.
 
-    Where these are fewer than `limit`, those that are found with the lowest scores follow.
+    Among equals each class has its turn, its largest finding first. Where these are fewer than `limit`, those follow
+    that are found with low scores only.
     """
     found_in = {found.image_id: found for found in detections}
     cases = []
     for truth in truths:
-        found = found_in.get(truth.image_id, Detections(truth.image_id))
-        overlaps = iou_matrix(truth.boxes, found.boxes) * (truth.labels[:, None] == found.labels)
-        covered = np.where(overlaps > iou_threshold, found.scores, 0).max(axis=1, initial=0)
-        nearest = overlaps.max(axis=1, initial=0)
-        readers = truth.readers if len(truth.readers) == len(truth.labels) else np.zeros(len(truth.labels), np.int64)
-        for i in range(len(truth.labels)):
-            reason = f"found at score {covered[i]:.3f} only" if covered[i] else _no_box(float(nearest[i]))
-            # A large one that is missed says more than a small one.
-            key = (covered[i] > 0, -int(readers[i]), float(covered[i]), -float(areas(truth.boxes)[i]), truth.image_id)
-            case = Case(
-                "missed",
-                truth.image_id,
-                truth.boxes[i : i + 1],
-                int(truth.labels[i]),
-                int(readers[i]),
-                float(covered[i]),
-                reason,
-            )
-            cases.append((key, case))
-    return _one_of_each_image([case for _, case in sorted(cases, key=lambda pair: pair[0])], limit)
+        if len(truth.labels):
+            cases += _misses(truth, found_in.get(truth.image_id, Detections(truth.image_id)), iou_threshold)
+    # A large one that is missed says more than a small one.
+    cases.sort(key=lambda case: (-case.readers, case.score, -float(areas(case.box)[0]), case.image_id))
+    seen: Counter[tuple[bool, int, int]] = Counter()
+    turns = []
+    for case in cases:
+        kind = (case.score > 0, case.readers, case.label)
+        turns.append((case.score > 0, -case.readers, seen[kind]))
+        seen[kind] += 1
+    order = sorted(range(len(cases)), key=turns.__getitem__)
+    return _one_of_each_image([cases[i] for i in order], limit)
+
+
+def _misses(truth: Truth, found: Detections, iou_threshold: float) -> list[Case]:
+    """Every finding of an image as a case, with the best score of the boxes of its class that lie on it."""
+    overlaps = iou_matrix(truth.boxes, found.boxes) * (truth.labels[:, None] == found.labels)
+    covered = np.where(overlaps > iou_threshold, found.scores, 0).max(axis=1, initial=0)
+    nearest = overlaps.max(axis=1, initial=0)
+    return [
+        Case(
+            kind="missed",
+            image_id=truth.image_id,
+            box=truth.boxes[i : i + 1],
+            label=int(truth.labels[i]),
+            readers=int(readers),
+            score=float(covered[i]),
+            reason=f"found at score {covered[i]:.3g} only" if covered[i] else _no_box(float(nearest[i])),
+        )
+        for i, readers in enumerate(_readers_of(truth))
+    ]
+
+
+def _readers_of(truth: Truth) -> NDArray[np.int64]:
+    """How many readers drew each finding; 0 where it is not known."""
+    return truth.readers if len(truth.readers) == len(truth.labels) else np.zeros(len(truth.labels), np.int64)
 
 
 def _no_box(nearest: float) -> str:
@@ -138,7 +157,7 @@ def case_sections(
         "The worst misses": (
             worst_misses(detections, truths, limit=limit),
             "Findings that no box of their class overlaps with IoU > 0.4, at any score; those that most readers drew "
-            "come first, then the largest, one of each image. Findings with the lowest scores fill the rest.",
+            "come first, one of each image, the classes by turns. Findings with the lowest scores fill the rest.",
         ),
         "The most confident false boxes": (
             most_confident_false(detections, truths, limit=limit),
@@ -206,7 +225,7 @@ def _layers(
     def placed(boxes: Boxes) -> Boxes:
         return to_prepared(boxes, truth.original_hw, dataset.options.image_size, dataset.options.resize)
 
-    readers = truth.readers if len(truth.readers) == len(truth.labels) else np.zeros(len(truth.labels), np.int64)
+    readers = _readers_of(truth)
     is_case = (truth.boxes == case.box).all(axis=1) & (truth.labels == case.label) & (case.kind == "missed")
     confident = np.flatnonzero(found.scores >= score_threshold)
     confident = confident[np.argsort(-found.scores[confident], kind="stable")][:_MAX_DRAWN]
@@ -216,7 +235,7 @@ def _layers(
     own = f"{case.score:.2f} " if case.kind == "false" else ""
     return [
         Layer(
-            placed(truth.boxes[~is_case] if len(truth.boxes) else EMPTY),
+            placed(truth.boxes[~is_case]),
             [_named(label, count) for label, count in zip(truth.labels[~is_case], readers[~is_case], strict=True)],
             _TRUTH,
             "truth (readers)" if readers.any() else "truth",
@@ -229,12 +248,16 @@ def _layers(
             style="dashed",
         ),
         Layer(
-            placed(case.box),
-            [own + _named(case.label, case.readers)],
+            np.concatenate([placed(case.box), _around(placed(case.box), 3 * dataset.options.image_size / _SIDE)]),
+            [own + _named(case.label, case.readers), ""],
             _WRONG,
             "missed" if case.kind == "missed" else "false box",
         ),
     ]
+
+
+def _around(boxes: Boxes, pixels: float) -> Boxes:
+    return (boxes + pixels * np.array([-1, -1, 1, 1])).astype(np.float32)
 
 
 def _named(label: int, readers: int) -> str:

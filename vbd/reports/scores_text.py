@@ -46,6 +46,11 @@ def number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
+def score_text(value: float) -> str:
+    """A detector's score, which may be very small; "-" for an unknown one."""
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
 def signed(value: float) -> str:
     """A difference of scores; "-" for an unknown one."""
     return "-" if math.isnan(value) else f"{value:+.4f}"
@@ -148,7 +153,7 @@ def _froc_lines(measures: Measures) -> list[str]:
                 f"{rate:g}",
                 number(pooled.sensitivities[place]),
                 *(interval_text((span.low, span.high)) or "-" for span in spans),
-                number(pooled.score_thresholds[place]),
+                score_text(pooled.score_thresholds[place]),
             )
         )
     return ["", "all findings together", *_aligned(rows)]
@@ -165,7 +170,7 @@ def _reader_lines(measures: Measures) -> list[str]:
             number(line.false_positives_per_image),
             number(line.readers),
             number(line.detector),
-            number(line.score_threshold),
+            score_text(line.score_threshold),
         )
         for line in beside_readers(measures.human)
     ]
