@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 from vbd.augment.balance import (
     BatchSampler,
     batch_composition,
+    box_counts,
+    class_aware_factors,
     effective_counts,
+    instance_aware_factors,
+    normals_per_step,
     policy_factors,
     repeat_factors,
     sample_indices,
+    sampler_factors,
 )
 from vbd.errors import InputError
 
@@ -37,6 +42,60 @@ def test_threshold_zero_repeats_nothing() -> None:
     assert effective_counts([], np.ones(0)).tolist() == [0] * 14
 
 
+def test_instance_aware_factors_by_hand() -> None:
+    # Labels 1 and 2 are in one of four images each; label 2 has 1 of 16 boxes, label 1 has 4 of them.
+    box_labels = [[0, 1, 1, 1, 1], [0] * 5, [0, 0, 2], [0, 0, 0]]
+    factors = instance_aware_factors(box_labels, threshold=1.0)
+    of_label_0 = 1 / (1.0 * 11 / 16) ** 0.25
+    expected = [1 / (1 / 4 * 4 / 16) ** 0.25, of_label_0, 1 / (1 / 4 * 1 / 16) ** 0.25, of_label_0]
+    np.testing.assert_allclose(factors, expected)
+    # One threshold is exceeded by none: by images alone labels 1 and 2 are as rare as each other.
+    np.testing.assert_array_equal(instance_aware_factors(box_labels, threshold=0.01), np.ones(4))
+    np.testing.assert_allclose(repeat_factors(box_labels, threshold=1.0), [2, 1, 2, 1])
+    assert instance_aware_factors([], threshold=0.1).shape == (0,)
+
+
+def test_boxes_are_counted_for_each_image_and_label() -> None:
+    counts = box_counts([[3, 3, 5], [], [13]])
+    assert counts.shape == (3, 14)
+    assert counts[0, [3, 5]].tolist() == [2, 1]
+    assert counts[1].sum() == 0
+    assert counts[2, 13] == 1
+
+
+def test_class_aware_factors_choose_every_label_equally_often() -> None:
+    # Label 0 alone in 6 images, label 1 alone in 2, both in 1: an epoch has 9 draws, half of them for each label.
+    label_sets = [{0}] * 6 + [{1}] * 2 + [{0, 1}]
+    factors = class_aware_factors(label_sets)
+    np.testing.assert_allclose(factors, [4.5 / 7] * 6 + [4.5 / 3] * 2 + [4.5 / 7 + 4.5 / 3])
+    assert factors.sum() == pytest.approx(9)
+    assert class_aware_factors([]).shape == (0,)
+
+
+def test_images_of_common_labels_are_drawn_less_than_once_an_epoch() -> None:
+    factors = class_aware_factors([{0}] * 6 + [{1}] * 2 + [{0, 1}])
+    one = BatchSampler(np.arange(9), np.arange(0), factors=factors, batch_size=9, normal_share=0, seed=0)
+    counts = np.array([np.bincount(one.batch(epoch), minlength=9) for epoch in range(3_000)])
+    assert (counts.sum(axis=1) == 9).all()
+    assert counts[:, 0].max() == 1
+    np.testing.assert_allclose(counts.mean(axis=0), factors, atol=0.05)
+
+
+def test_a_sampler_is_chosen_by_its_name() -> None:
+    box_labels = [[0], [0, 1, 1], [0]]
+    for name, wanted in (
+        ("repeat_factor", repeat_factors(box_labels, threshold=0.5)),
+        ("instance_aware", instance_aware_factors(box_labels, threshold=0.5)),
+        ("class_aware", class_aware_factors(box_labels)),
+    ):
+        found = sampler_factors(box_labels, sampler=name, threshold=0.5)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, wanted)
+    assert (
+        len({tuple(sampler_factors(box_labels, sampler=s, threshold=0.5)) for s in ("repeat_factor", "class_aware")})
+        == 2
+    )
+
+
 def test_policy_d_shows_rare_images_seven_times() -> None:
     label_sets = [{0, 12}, {3}, {1}]
     assert policy_factors(label_sets, policy="D", strength=1).tolist() == [7, 1, 7]
@@ -51,6 +110,17 @@ def test_share_of_normal_images_is_exact_and_no_batch_is_all_normal(size: int, p
     wanted = steps * min(size * percent, (size - 1) * 100)
     assert sum(normals) == wanted // 100
     assert max(normals) - min(normals) <= 1
+
+
+@given(st.integers(1, 8), st.integers(0, 56), st.integers(0, 90), st.integers(0, 200))
+def test_every_rank_has_an_abnormal_image(world: int, more: int, percent: int, step: int) -> None:
+    size = world + more
+    normals = batch_composition(step, size, percent / 100, world=world)
+    if size > 1:
+        assert size - normals >= world  # they come first, and rank r has places r, r + world, ..
+    if size * percent <= 100 * (size - world):  # where it leaves them enough, the share is as asked for
+        assert normals == batch_composition(step, size, percent / 100)
+        assert normals_per_step(size, percent / 100, world=world) == pytest.approx(size * percent / 100)
 
 
 def test_single_image_batches_are_normal_at_their_share() -> None:
@@ -90,6 +160,9 @@ def test_a_step_depends_on_its_number_and_the_seed_alone() -> None:
     )
     assert alone.tolist() == forwards[59]
     sampler().batch(10**9)  # at once, however far
+    # A run that goes on after an upgrade sees what it would have seen.
+    repeated = sampler(factors=1 + np.arange(30) / 20)
+    assert repeated.batch(59).tolist() == [7, 10, 21, 18, 29, 28, 125, 111]
 
 
 def test_repeated_images_come_as_often_as_their_factors_say() -> None:

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -5,8 +6,7 @@ import pytest
 import torch
 
 from vbd.config import TrainConfig
-from vbd.data.dataset import Images, collate, training_batches
-from vbd.data.dataset_cache import cache_rows
+from vbd.data.dataset import BatchMaker, Images, collate, describe_sampling, training_batches
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 
@@ -46,8 +46,8 @@ def assert_equal(first: list, second: list) -> None:
         assert one.image_ids == other.image_ids
         assert torch.equal(one.images, other.images)
         for a, b in zip(one.targets, other.targets, strict=True):
-            assert torch.equal(a["boxes"], b["boxes"])
-            assert torch.equal(a["labels"], b["labels"])
+            assert set(a) == set(b)
+            assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_that_starts_later_sees_the_same_batches(prepared: str) -> None:
@@ -55,7 +55,8 @@ def test_a_run_that_starts_later_sees_the_same_batches(prepared: str) -> None:
 
 
 def test_loader_processes_do_not_change_the_batches(prepared: str) -> None:
-    assert_equal(_batches(prepared, CONFIG), _batches(prepared, CONFIG, loader_workers=2))
+    config = replace(CONFIG, agreement_weight=0.5)
+    assert_equal(_batches(prepared, config), _batches(prepared, config, loader_workers=2))
 
 
 def test_ranks_share_each_batch(prepared: str) -> None:
@@ -93,14 +94,98 @@ def test_collate_keeps_an_image_without_boxes(prepared: str) -> None:
     assert np.allclose(batch.images[0, 0].numpy() * 255, images[normal]["image"])
 
 
-def test_a_node_keeps_one_copy(prepared: str) -> None:
-    dataset = open_dataset(prepared)
-    first = cache_rows(dataset)
-    stamp = first.stat().st_mtime_ns
-    assert cache_rows(dataset) == first
-    assert first.stat().st_mtime_ns == stamp
-
-
 def test_a_fold_that_does_not_exist_is_told(prepared: str) -> None:
     with pytest.raises(InputError, match="no images in fold 9"):
         Images(open_dataset(prepared), 9, image_size=64)
+
+
+def test_no_share_of_a_batch_is_all_normal(prepared: str) -> None:
+    config = replace(CONFIG, policy="A", normal_share=0.9, steps=20, batch_size=7)
+    for rank in range(3):
+        for batch in _batches(prepared, config, rank=rank, world=3):
+            assert any(len(target["boxes"]) for target in batch.targets)
+
+
+def test_a_subset_trains_on_images_with_one_of_its_labels_and_on_normal_ones(prepared: str) -> None:
+    images = Images(open_dataset(prepared), "train", image_size=96, without_fold=1)
+    labels_of = dict(zip(images.image_ids, images.label_sets, strict=True))
+    subset = (0, 3)
+    wanted = {image_id for image_id, labels in labels_of.items() if not labels or labels & set(subset)}
+    config = replace(CONFIG, policy="A", subset=subset, steps=60)
+    batches = _batches(prepared, config)
+    assert {image_id for batch in batches for image_id in batch.image_ids} == wanted
+    assert len(wanted) < len(labels_of)
+    # The boxes of other labels in these images stay.
+    seen = {label for batch in batches for target in batch.targets for label in target["labels"].tolist()}
+    assert seen == set().union(*(labels_of[image_id] for image_id in wanted))
+    # Partners of a mosaic are no others.
+    maker = BatchMaker(open_dataset(prepared), config)
+    rng = np.random.default_rng(0)
+    assert {maker._draw_partner(rng)["image_id"] for _ in range(300)} <= wanted
+
+
+def test_a_subset_that_no_image_holds_is_told(prepared: str) -> None:
+    held = set().union(*Images(open_dataset(prepared), "train", image_size=96, without_fold=1).label_sets)
+    absent = min(set(range(14)) - held)
+    with pytest.raises(InputError, match=f"subset: no training image outside fold 1 holds {absent} "):
+        _batches(prepared, replace(CONFIG, subset=(absent,)))
+
+
+def test_a_box_weighs_what_its_readers_agreed(prepared: str) -> None:
+    images = Images(open_dataset(prepared), "train", image_size=96)
+    rows = [row | {"readers": np.arange(1, 1 + len(row["boxes"]))} for row in (images[i] for i in range(8))]
+    for row, target in zip(rows, collate(rows, 2.0).targets, strict=True):
+        assert target["weights"].dtype == torch.float32
+        expected = [(min(k, 3) / 3) ** 2 for k in range(1, 1 + len(row["boxes"]))]
+        assert target["weights"].tolist() == pytest.approx(expected)
+    assert max(len(row["boxes"]) for row in rows) >= 3
+    assert all("weights" not in target for target in collate(rows).targets)
+
+
+def test_weights_follow_their_boxes_through_mixing(prepared: str) -> None:
+    found = set()
+    for batch in _batches(prepared, replace(CONFIG, agreement_weight=1.0, strength=1.0)):
+        for target in batch.targets:
+            assert len(target["weights"]) == len(target["boxes"])
+            found |= {round(3 * weight) for weight in target["weights"].tolist()}
+    assert found == {1, 2, 3}
+
+
+def _described(text: str) -> dict[str, list[float]]:
+    """The numbers of each class in the table."""
+    rows = (re.match(r"([A-Z][A-Za-z/ ]+?) {2,}([\d,. ]+)$", line) for line in text.splitlines())
+    return {row[1]: [float(number.replace(",", "")) for number in row[2].split()] for row in rows if row}
+
+
+@pytest.mark.parametrize("sampler", ["repeat_factor", "class_aware"])
+def test_the_table_of_a_run_tells_what_its_batches_hold(prepared: str, sampler: str) -> None:
+    config = replace(CONFIG, policy="A", sampler=sampler, repeat_threshold=0.4, steps=1_000)
+    dataset = open_dataset(prepared)
+    text = describe_sampling(dataset, config)
+    images = Images(dataset, "train", image_size=96, without_fold=1)
+    maker = BatchMaker(dataset, config)
+    drawn = np.concatenate([maker._sampler.batch(step) for step in range(1_000)])
+    labels = images.box_labels
+    boxes = sum(len(labels[i]) for i in drawn)
+    for name, (held, in_all, _, share, per_thousand) in _described(text).items():
+        label = dataset.classes.index(name)
+        assert held == sum(label in each for each in labels)
+        assert in_all == sum(each.count(label) for each in labels)
+        assert per_thousand == pytest.approx(sum(label in labels[i] for i in drawn), rel=0.05, abs=5)
+        assert share == pytest.approx(100 * sum(labels[i].count(label) for i in drawn) / boxes, abs=0.5)
+    abnormal = sum(bool(each) for each in labels)
+    assert f"{abnormal} abnormal and {40 - abnormal} normal images; 30.0 % of what is shown is normal" in text
+    assert len(_described(text)) == 14
+
+
+def test_an_epoch_is_described_by_hand(prepared: str) -> None:
+    config = replace(CONFIG, policy="A", batch_size=10, normal_share=0.2, steps=100)
+    dataset = open_dataset(prepared)
+    labels = Images(dataset, "train", image_size=96, without_fold=1).box_labels
+    abnormal = sum(bool(each) for each in labels)
+    assert f"{abnormal / 8:,.1f} steps per epoch of the abnormal images, {800 / abnormal:,.1f} epochs in 100 steps" in (
+        describe_sampling(dataset, config)
+    )
+    assert [row[2] for row in _described(describe_sampling(dataset, config)).values()] == [
+        float(sum(label in each for each in labels)) for label in range(14)
+    ]

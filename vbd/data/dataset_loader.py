@@ -12,7 +12,7 @@ import functools
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -84,16 +84,25 @@ def made_by_processes(make_batch: MakeBatch, steps: range, *, processes: int) ->
     )
     batches = iter(loader)
     ours = [process for process in multiprocessing.active_children() if process not in others]
-    for _ in steps:
-        try:
-            item = next(batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
-                raise
-            raise InputError(_why_died(ours)) from None
-        if isinstance(item, _Fault):
-            raise InputError(item.message)
-        yield item.unpacked()
+    try:
+        for _ in steps:
+            item = _next_item(batches, ours)
+            if isinstance(item, _Fault):
+                raise InputError(item.message)
+            yield item.unpacked()
+    finally:
+        # The last reference, also where an exception keeps this frame: DataLoader ends its processes when it is freed.
+        del batches
+
+
+def _next_item(batches: Iterator[Any], processes: list[BaseProcess]) -> Any:
+    """The next batch or fault; torch notices within seconds that a process is gone."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+            raise
+        return _Fault(_why_died(processes))
 
 
 def _start_process(number: int) -> None:
