@@ -2,10 +2,19 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from vbd.evaluation.agreement import ALL_CLASSES, leave_one_reader_out, reader_pairs
+from tests.evaluation.images import found
+from vbd.errors import InputError
+from vbd.evaluation.agreement import (
+    ALL_CLASSES,
+    froc_against_readers,
+    human_reference,
+    leave_one_reader_out,
+    reader_pairs,
+)
 from vbd.labels import CLASS_NAMES
 from vbd.records import READING_COLUMNS
 
@@ -73,3 +82,80 @@ def test_order_of_rows_does_not_matter():
         leave_one_reader_out(readings, readers), leave_one_reader_out(readings[::-1], readers[::-1])
     )
     assert row(reader_pairs(readings, readers), rad_id="R1", other_rad_id="R3")["precision"] == pytest.approx(1)
+
+
+def test_readers_are_points_of_a_froc_plot():
+    drawn = [("a", "R1", 3, SAME), ("a", "R2", 3, SAME), ("a", "R3", 3, NEAR), ("a", "R3", 3, AWAY)]
+    looks = [(i, r) for i in "ab" for r in ("R1", "R2", "R3")]
+    reference = human_reference(*tables(drawn, looks))
+    first, _, third = reference.readers
+    assert [each.rad_id for each in reference.readers] == ["R1", "R2", "R3"]
+    assert (first.images, first.sensitivity, first.precision, first.false_positives_per_image) == (2, 0.5, 1, 0)
+    assert (third.images, third.sensitivity, third.precision, third.false_positives_per_image) == (2, 1, 0.5, 0.5)
+    pooled = reference.pooled
+    assert (pooled.images, pooled.boxes, pooled.reference_boxes, pooled.agreed) == (6, 4, 5, 3)
+    assert (pooled.sensitivity, pooled.precision) == (3 / 5, 3 / 4)
+    assert pooled.false_positives_per_image == pytest.approx(1 / 6)
+    assert reference.per_class[CLASS_NAMES[3]] == pooled
+    assert reference.per_class[CLASS_NAMES[4]].images == 6
+    assert math.isnan(reference.per_class[CLASS_NAMES[4]].sensitivity)
+
+
+def test_no_readers_are_no_reference():
+    reference = human_reference(*tables([], []))
+    assert reference.readers == ()
+    assert reference.pooled.images == 0
+    assert math.isnan(reference.pooled.sensitivity)
+    assert list(reference.per_class) == list(CLASS_NAMES)
+
+
+def test_a_model_is_held_against_what_each_reader_is_held_against():
+    drawn = [("a", "R1", 3, SAME), ("a", "R2", 3, NEAR), ("a", "R2", 3, AWAY)]
+    readings, readers = tables(drawn, [("a", "R1"), ("a", "R2"), ("b", "R1"), ("b", "R2")])
+    detections = [found("b", [SAME], [0.3], [3]), found("a", [SAME, (80, 80, 90, 90)], [0.9, 0.5], [3, 3])]
+    result = froc_against_readers(detections, readings, readers, rates=(0.4, 0.5, 1))
+    # R2's two boxes are the reference of R1's look, R1's one box that of R2's; four looks in all.
+    assert result.num_images == 4
+    assert result.pooled.num_truths == 3
+    assert result.pooled.curve_scores.tolist() == pytest.approx([0.9, 0.5, 0.3])
+    assert result.pooled.curve_sensitivities.tolist() == pytest.approx([2 / 3] * 3)
+    assert result.pooled.curve_false_positives_per_image.tolist() == [0, 0.5, 1]
+    assert result.per_class[CLASS_NAMES[3]].sensitivities == result.pooled.sensitivities
+
+
+def test_a_model_that_draws_as_a_reader_scores_as_that_reader():
+    rng = np.random.default_rng(0)
+    drawn, looks = [], []
+    for i in range(30):
+        looks += [(f"i{i}", "R1"), (f"i{i}", "R2")]
+        for _ in range(rng.integers(0, 4)):
+            x, y, label = *rng.integers(0, 100, 2), int(rng.integers(0, 3))
+            for name in [name for name in ("R1", "R2") if rng.uniform() < 0.7]:
+                shift = rng.integers(0, 4, 2)
+                drawn.append((f"i{i}", name, label, (x + shift[0], y + shift[1], x + 20, y + 20)))
+    readings, readers = tables(drawn, looks)
+    own = readings[readings["rad_id"] == "R1"]
+    detections = [
+        found(name, rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(), np.ones(len(rows)), rows["label"])
+        for name, rows in own.groupby("image_id")
+    ]
+    # Only R1's looks: the reference is what R2 drew.
+    reader = human_reference(readings, readers).readers[0]
+    result = froc_against_readers(detections, readings, readers)
+    both = human_reference(readings, readers).readers[1]
+    # On R2's looks the reference is R1's own boxes, which a model that copies them all finds.
+    found_all = reader.agreed + both.reference_boxes
+    assert result.pooled.num_truths == reader.reference_boxes + both.reference_boxes
+    assert result.pooled.curve_sensitivities[-1] == pytest.approx(found_all / result.pooled.num_truths)
+
+
+def test_images_of_one_reader_are_no_reference_for_a_model():
+    readings, readers = tables([("a", "R1", 3, SAME)], [("a", "R1"), ("b", "R1"), ("b", "R2")])
+    result = froc_against_readers([found("a", [SAME], [0.9], [3])], readings, readers)
+    assert (result.num_images, result.pooled.num_truths, len(result.pooled.curve_scores)) == (2, 0, 0)
+    assert froc_against_readers([], readings, readers).num_images == 2
+
+
+def test_a_bad_detection_is_told_before_it_meets_the_readers():
+    with pytest.raises(InputError, match="not finite"):
+        froc_against_readers([found("a", [SAME], [np.nan])], *tables([], []))

@@ -9,46 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluation.images import found, random_images, renamed, tied_images, truth, with_boxes
+from tests.evaluation.reference import mean_known, pycocotools_precision, reference_scores
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import average_precisions, evaluate, match
 from vbd.labels import CLASS_NAMES, NO_FINDING_NAME
-from vbd.records import Detections, Truth
 
 CASES = sorted((Path(__file__).parents[1] / "cases").glob("voc_*.json"))
 SEEDS = st.integers(0, 10_000)
 
 
-def found(image_id, boxes=(), scores=(), labels=None, no_finding=None):
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    labels = np.zeros(len(boxes), np.int64) if labels is None else np.asarray(labels, np.int64)
-    return Detections(image_id, boxes, np.asarray(scores, np.float32), labels, no_finding)
-
-
-def truth(image_id, boxes=(), labels=None):
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    labels = np.zeros(len(boxes), np.int64) if labels is None else np.asarray(labels, np.int64)
-    return Truth(image_id, boxes, labels, np.ones(len(boxes), np.int64))
-
-
-def random_images(seed, num_images=12):
-    """Truth and jittered, noisy detections with distinct scores; some images normal, some without detections."""
-    rng = np.random.default_rng(seed)
-    detections, truths = [], []
-    for i in range(num_images):
-        n = int(rng.integers(0, 5))
-        corner, side = rng.uniform(0, 300, (n, 2)), rng.uniform(30, 150, (n, 2))
-        boxes, labels = np.hstack([corner, corner + side]), rng.integers(0, 4, n)
-        truths.append(truth(f"i{i}", boxes, labels))
-        shown = np.repeat(np.arange(n), 2)
-        moved = boxes[shown] + rng.normal(0, 15, (len(shown), 4))
-        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
-        detections.append(found(f"i{i}", moved, rng.uniform(0.01, 1, len(shown)), labels[shown], rng.uniform()))
-    return detections, truths
-
-
 def shift_sides(image, pixels):
     """The inclusive-pixel form: a box from 1 to 3 is 3 pixels wide."""
-    return type(image)(**(vars(image) | {"boxes": image.boxes + np.array([0, 0, pixels, pixels], np.float32)}))
+    return with_boxes(image, image.boxes + np.array([0, 0, pixels, pixels], np.float32))
 
 
 def read_case(path):
@@ -135,12 +108,56 @@ def test_equal_scores_count_in_the_given_order():
         ([found("a"), found("a")], [truth("a")], "twice"),
         ([found("a")], [truth("a"), truth("a")], "twice"),
         ([found("a", [[0, 0, 1, 1]], [np.nan])], [truth("a")], "not finite"),
+        ([found("a", [[0, 0, 1, np.inf]], [0.5])], [truth("a")], "detections of image 'a': .* not finite"),
+        ([found("a", no_finding=np.nan)], [truth("a")], "not finite"),
+        ([], [truth("b"), truth("a", [[0, np.nan, 1, 1]])], "ground truth of image 'a': .* not finite"),
         ([found("a", [[0, 0, 1, 1]], [0.5], [17])], [truth("a")], "not in 0..13"),
+        ([found("a", [[0, 0, 1, 1]], [0.5], [-1])], [truth("a")], "not in 0..13"),
+        # "No finding" is no box: it is said by `no_finding`.
+        ([found("a", [[0, 0, 1, 1]], [0.5], [14])], [truth("a")], "not in 0..13"),
+        ([], [truth("a", [[0, 0, 1, 1]], [14])], "ground truth of image 'a': a label is not in 0..13"),
     ],
 )
 def test_bad_input_is_told(detections, truths, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         evaluate(detections, truths)
+    assert "\n" not in str(error.value)
+
+
+def test_boxes_without_area_match_nothing():
+    flat, point, inside_out = [5, 5, 9, 5], [5, 5, 5, 5], [9, 9, 0, 0]
+    truths = [truth("a", [flat, point, [0, 0, 9, 9]])]
+    scores = evaluate([found("a", [flat, point, inside_out, [0, 0, 9, 9]], [0.9, 0.8, 0.7, 0.6])], truths)
+    # One of three is found, behind three false boxes.
+    assert scores.per_class[CLASS_NAMES[0]] == pytest.approx(1 / 3 * 1 / 4)
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e18], ids=["tiny", "huge"])
+def test_boxes_of_any_size_are_matched(size):
+    box = [[0, 0, size, size]]
+    assert evaluate([found("a", box, [0.5])], [truth("a", box)]).map_40 == 1
+
+
+def assert_same(first, second):
+    assert first.per_class == pytest.approx(second.per_class, nan_ok=True, abs=1e-12)
+    assert first.map_coco_101 == pytest.approx(second.map_coco_101, nan_ok=True, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from([0.0, 0.25, 0.4, 0.5, 1.0]))
+def test_scores_are_those_of_the_plain_loop_whatever_ties_there_are(seed, threshold):
+    detections, truths = tied_images(seed)
+    values = list(evaluate(detections, truths, iou_threshold=threshold).per_class.values())
+    expected = reference_scores(detections, truths, threshold)
+    assert values == pytest.approx(expected, nan_ok=True, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS, st.booleans())
+def test_coco_form_is_that_of_pycocotools(seed, tied):
+    detections, truths = tied_images(seed) if tied else random_images(seed, num_images=8)
+    expected = mean_known(pycocotools_precision(detections, truths, thresholds=[0.4], max_detections=10**6))
+    assert evaluate(detections, truths).map_coco_101 == pytest.approx(expected, nan_ok=True, abs=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -149,35 +166,74 @@ def test_order_of_images_does_not_matter(seed):
     detections, truths = random_images(seed)
     rng = np.random.default_rng(seed)
     shuffled = [detections[i] for i in rng.permutation(len(detections))]
-    other = evaluate(shuffled, [truths[i] for i in rng.permutation(len(truths))])
-    assert other.per_class == pytest.approx(evaluate(detections, truths).per_class, nan_ok=True)
+    assert_same(evaluate(shuffled, [truths[i] for i in rng.permutation(len(truths))]), evaluate(detections, truths))
 
 
 @settings(max_examples=25, deadline=None)
 @given(SEEDS)
-def test_a_box_of_zero_score_changes_nothing_when_it_hits_nothing(seed):
+def test_classes_may_change_places(seed):
+    detections, truths = tied_images(seed)
+    place = np.random.default_rng(seed).permutation(len(CLASS_NAMES))
+    moved = [
+        [type(image)(**(vars(image) | {"labels": place[image.labels]})) for image in images]
+        for images in (detections, truths)
+    ]
+    before, after = evaluate(detections, truths), evaluate(*moved)
+    assert after.map_40 == pytest.approx(before.map_40, nan_ok=True)
+    for label, name in enumerate(CLASS_NAMES):
+        assert after.per_class[CLASS_NAMES[place[label]]] == pytest.approx(before.per_class[name], nan_ok=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.integers(1, 30))
+def test_false_boxes_below_all_others_change_nothing(seed, count):
     detections, truths = random_images(seed)
     before = evaluate(detections, truths)
     first = detections[0]
     extra = found(
         first.image_id,
-        np.vstack([first.boxes, [[900, 900, 950, 950]]]),
-        np.append(first.scores, 0),
-        np.append(first.labels, 1),
+        np.vstack([first.boxes, np.tile([900, 900, 950, 950], (count, 1))]),
+        np.append(first.scores, np.zeros(count)),
+        np.append(first.labels, np.arange(count) % 14),
         first.no_finding,
     )
-    assert evaluate([extra, *detections[1:]], truths).per_class == pytest.approx(before.per_class, nan_ok=True)
+    after = evaluate([extra, *detections[1:]], truths)
+    assert str(after.per_class) == str(before.per_class)  # NaN and all, to the last bit
+    assert after.num_detections[CLASS_NAMES[0]] == before.num_detections[CLASS_NAMES[0]] + math.ceil(count / 14)
 
 
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, st.sampled_from([0.25, 2.0, 8.0]))
+@given(SEEDS)
+def test_a_duplicate_below_its_original_never_helps(seed):
+    detections, truths = random_images(seed)
+    doubled = [
+        found(
+            each.image_id,
+            np.vstack([each.boxes, each.boxes]),
+            np.append(each.scores, each.scores / 1000),
+            np.append(each.labels, each.labels),
+            each.no_finding,
+        )
+        for each in detections
+    ]
+    before, after = match(detections, truths), match(doubled, truths)
+    # By VOC's rule a box belongs to one finding, which its original has taken or found taken.
+    assert after.is_true_positive.sum() == before.is_true_positive.sum()
+    assert_same_ap(average_precisions(after), average_precisions(before))
+
+
+def assert_same_ap(first, second):
+    assert first.tolist() == pytest.approx(second.tolist(), nan_ok=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.floats(0.01, 1000))
 def test_scaling_coordinates_changes_nothing(seed, factor):
     detections, truths = random_images(seed)
     scaled = [
-        [type(image)(**(vars(image) | {"boxes": image.boxes * np.float32(factor)})) for image in images]
-        for images in (detections, truths)
+        [with_boxes(image, image.boxes.astype(float) * factor) for image in images] for images in (detections, truths)
     ]
-    assert evaluate(*scaled).per_class == pytest.approx(evaluate(detections, truths).per_class, nan_ok=True)
+    assert_same(evaluate(*scaled), evaluate(detections, truths))
 
 
 @settings(max_examples=25, deadline=None)
@@ -187,51 +243,5 @@ def test_weights_stand_for_copies_of_images(seed):
     times = np.random.default_rng(seed).integers(0, 3, len(truths))
     weighted = average_precisions(match(detections, truths), times[None])[0]
     copies = [(i, k) for i, n in enumerate(times) for k in range(n)]
-    renamed = [
-        [type(image)(**(vars(image) | {"image_id": f"{i}-{k}"})) for i, k in copies for image in [images[i]]]
-        for images in (detections, truths)
-    ]
-    expected = list(evaluate(*renamed).per_class.values())
-    assert weighted.tolist() == pytest.approx(expected, nan_ok=True)
-
-
-@settings(max_examples=10, deadline=None)
-@given(SEEDS)
-def test_coco_form_is_that_of_pycocotools(seed):
-    detections, truths = random_images(seed, num_images=8)
-    assert evaluate(detections, truths).map_coco_101 == pytest.approx(coco_map(detections, truths), nan_ok=True)
-
-
-def coco_map(detections, truths):
-    from contextlib import redirect_stdout
-    from io import StringIO
-
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    from vbd.boxes import xyxy_to_xywh
-
-    def rows(images):
-        for image_id, image in enumerate(images):
-            scores = getattr(image, "scores", np.ones(len(image.boxes)))
-            for box, label, score in zip(image.boxes.astype(float), image.labels, scores, strict=True):
-                x, y, w, h = xyxy_to_xywh(box[None])[0]
-                row = {"image_id": image_id, "category_id": int(label), "bbox": [x, y, w, h], "score": float(score)}
-                yield row | {"area": w * h, "iscrowd": 0}
-
-    with redirect_stdout(StringIO()):
-        truth_coco, found_coco = COCO(), COCO()
-        for coco, images in ((truth_coco, truths), (found_coco, detections)):
-            coco.dataset = {
-                "images": [{"id": i} for i in range(len(images))],
-                "categories": [{"id": label} for label in range(14)],
-                "annotations": [row | {"id": i + 1} for i, row in enumerate(rows(images))],
-            }
-            coco.createIndex()
-        scorer = COCOeval(truth_coco, found_coco, "bbox")
-        scorer.params.iouThrs, scorer.params.maxDets = np.array([0.4]), [10**6]
-        scorer.params.areaRng, scorer.params.areaRngLbl = [[0, 1e10]], ["all"]
-        scorer.evaluate()
-        scorer.accumulate()
-    known = scorer.eval["precision"][scorer.eval["precision"] > -1]
-    return known.mean() if len(known) else np.nan
+    copied = [[renamed(images[i], f"{i}-{k}") for i, k in copies] for images in (detections, truths)]
+    assert_same_ap(weighted, np.array(list(evaluate(*copied).per_class.values())))

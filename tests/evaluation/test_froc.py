@@ -4,8 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vbd.evaluation.froc import froc
+from tests.evaluation.images import random_images, renamed, tied_images
+from vbd.evaluation.froc import RATES, froc, froc_intervals, froc_of
+from vbd.evaluation.intervals import weights_of_replicates
+from vbd.evaluation.matching import match
 from vbd.labels import CLASS_NAMES
 from vbd.records import Detections, Truth
 
@@ -60,3 +65,46 @@ def test_each_class_has_its_curve():
     assert set(result.per_class) == set(CLASS_NAMES)
     assert result.per_class[CLASS_NAMES[0]].num_truths == 1
     assert math.isnan(result.per_class[CLASS_NAMES[1]].mean_sensitivity)
+
+
+def test_the_whole_curve_has_a_point_for_each_score():
+    detections = [image("a", [HIT, MISS], [0.9, 0.8]), image("b", [HIT, MISS], [0.8, 0.6])]
+    curve = froc(detections, [ill("a"), ill("b")]).pooled
+    assert curve.curve_scores.tolist() == pytest.approx([0.9, 0.8, 0.6])
+    assert curve.curve_sensitivities.tolist() == [0.5, 1, 1]
+    assert curve.curve_false_positives_per_image.tolist() == [0, 0.5, 1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.booleans())
+def test_operating_points_lie_on_the_curve_and_keep_what_their_threshold_keeps(seed, tied):
+    detections, truths = tied_images(seed) if tied else random_images(seed)
+    matches = match(detections, truths)
+    for curve in (froc_of(matches).pooled, *froc_of(matches).per_class.values()):
+        assert (np.diff(curve.curve_false_positives_per_image) >= 0).all()
+        for rate, sensitivity, threshold in zip(RATES, curve.sensitivities, curve.score_thresholds, strict=True):
+            if not math.isnan(threshold):
+                (place,) = np.flatnonzero(curve.curve_scores == threshold)
+                assert curve.curve_false_positives_per_image[place] <= rate
+                assert np.array_equal(curve.curve_sensitivities[place], sensitivity, equal_nan=True)
+
+
+def test_intervals_are_those_of_the_curves_of_the_images_drawn():
+    detections, truths = random_images(1, num_images=15)
+    matches, rates = match(detections, truths), (0.25, 1)
+    values = []
+    for times in weights_of_replicates(15, seed=4, replicates=30):
+        copies = [(i, k) for i, n in enumerate(times) for k in range(n)]
+        drawn = [[renamed(images[i], f"{i}-{k}") for i, k in copies] for images in (detections, truths)]
+        values.append(froc(*drawn, rates=rates).pooled.sensitivities)
+    intervals = froc_intervals(matches, seed=4, replicates=30, rates=rates)
+    low, high = np.nanquantile(values, [0.025, 0.975], axis=0)
+    assert [each.estimate for each in intervals] == list(froc_of(matches, rates=rates).pooled.sensitivities)
+    assert [each.low for each in intervals] == pytest.approx(low.tolist())
+    assert [each.high for each in intervals] == pytest.approx(high.tolist())
+    assert intervals[0].low < intervals[0].high
+
+
+def test_no_images_give_no_intervals():
+    (interval,) = froc_intervals(match([], []), seed=0, replicates=5, rates=(1,))
+    assert math.isnan(interval.low)

@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from tests.evaluation.images import random_images, renamed
 from vbd.evaluation.average_precision import evaluate
-from vbd.evaluation.intervals import bootstrap, paired_difference
+from vbd.evaluation.intervals import bootstrap, bootstrap_of, paired_difference, replicate, weights_of_replicates
+from vbd.evaluation.matching import match
 from vbd.labels import CLASS_NAMES, NO_FINDING_NAME
 from vbd.records import Detections, Truth
 
@@ -64,3 +66,29 @@ def test_paired_difference_is_first_minus_second():
     difference = paired_difference(better, worse, truths, seed=0, replicates=200).map_40_findings
     assert difference.estimate == pytest.approx(0.4)
     assert 0 < difference.low < 0.4 < difference.high < 1
+
+
+def test_replicates_are_the_scores_of_the_images_drawn():
+    detections, truths = random_images(0, num_images=10)
+    values = replicate(match(detections, truths), seed=3, replicates=120)
+    weights = list(weights_of_replicates(10, seed=3, replicates=120))
+    assert values.shape == (120, 15)
+    assert all(times.sum() == 10 for times in weights)
+    assert len({tuple(times) for times in weights}) > 100
+    for row, times in zip(values, weights, strict=True):
+        copies = [(i, k) for i, n in enumerate(times) for k in range(n)]
+        drawn = [[renamed(images[i], f"{i}-{k}") for i, k in copies] for images in (detections, truths)]
+        assert row.tolist() == pytest.approx(list(evaluate(*drawn).per_class.values()), nan_ok=True)
+
+
+def test_interval_is_the_middle_of_the_replicates():
+    detections, truths = images(0.5)
+    interval = bootstrap(detections, truths, seed=1, replicates=200, level=0.5).per_class[CLASS_NAMES[0]]
+    values = replicate(match(detections, truths), seed=1, replicates=200)[:, 0]
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(values, [0.25, 0.75])))
+
+
+def test_what_is_matched_already_has_the_same_intervals():
+    detections, truths = images(0.5)
+    expected = bootstrap(detections, truths, seed=1, replicates=50)
+    assert str(bootstrap_of(match(detections, truths), seed=1, replicates=50)) == str(expected)

@@ -76,12 +76,12 @@ def score_flat(
     found: FlatBoxes, wanted: FlatBoxes, num_images: int, *, iou_threshold: float = 0.4, ignored: Ignored | None = None
 ) -> Scores:
     """`evaluate` of flat boxes, with some of them `ignored` as in `matching.match_flat`."""
-    order, num_truths = rank(found.labels, found.scores), count_truths(wanted, num_images, ignored)
+    ranking, num_truths = rank(found), count_truths(wanted, num_images, ignored)
     voc, coco = (
-        judge(found, wanted, num_images, order, iou_threshold=iou_threshold, coco=rule, ignored=ignored)
+        judge(found, wanted, num_images, ranking, iou_threshold=iou_threshold, coco=rule, ignored=ignored)
         for rule in (False, True)
     )
-    return scores_of(assemble(found, order, voc, num_truths), assemble(found, order, coco, num_truths))
+    return scores_of(assemble(ranking, voc, num_truths), assemble(ranking, coco, num_truths))
 
 
 def scores_of(voc: Matches, coco: Matches) -> Scores:

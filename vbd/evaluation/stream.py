@@ -35,11 +35,11 @@ class Evaluator:
         if again is not None:
             raise InputError(f"ground truth: image {again!r} was added before; add every image once")
         found, wanted = flatten(detections, truths)
-        order = rank(found.labels, found.scores)
-        verdicts = np.empty((2, len(order)), np.int8)
+        ranking = rank(found)
+        verdicts = np.empty((2, len(found.scores)), np.int8)
         for coco in (False, True):
-            verdicts[int(coco), order] = judge(
-                found, wanted, len(truths), order, iou_threshold=self._iou_threshold, coco=coco
+            verdicts[int(coco), ranking.rows] = judge(
+                found, wanted, len(truths), ranking, iou_threshold=self._iou_threshold, coco=coco
             )
         self._parts.append(_Part(found, verdicts, count_truths(wanted, len(truths))))
         self._seen.update(truth.image_id for truth in truths)
@@ -61,8 +61,8 @@ class Evaluator:
     def _matches(self) -> tuple[Matches, Matches]:
         """By VOC's and by COCO's rule."""
         found, verdicts, num_truths = _join(self._parts)
-        order = rank(found.labels, found.scores)
-        voc, coco = (assemble(found, order, each[order], num_truths) for each in verdicts)
+        ranking = rank(found)
+        voc, coco = (assemble(ranking, each[ranking.rows], num_truths) for each in verdicts)
         return voc, coco
 
 
