@@ -1,48 +1,74 @@
-"""Chosen configurations of a search, trained on the folds with Ray Train."""
+"""Configurations trained on the folds with Ray Train, on one or many workers."""
 
-from typing import Literal
+from typing import Annotated
+
+import tyro
 
 from vbd.cli import connect, main
+from vbd.config import Family, Input
 
 
 def train(
     *,
-    run: str,
-    data: str,
     output: str,
+    data: str = "",
+    run: str = "",
     top: int = 1,
-    families: tuple[Literal["faster_rcnn", "yolox", "efficientdet"], ...] = (),
+    families: tuple[Family, ...] = (),
+    config: str = "",
+    second_stage: str = "",
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    weights: str = "",
     folds: str = "all",
-    steps: int | None = None,
-    workers: int = 1,
+    workers: str = "1",
     gpu: bool = False,
+    input: Input = "loader",
     loader_workers: int = 0,
-    precision: Literal["fp32", "bf16", "fp16"] | None = None,
+    keep: int = 2,
+    resume: bool = False,
 ) -> None:
-    """Train the best configurations of each detector family on the folds, on one or many workers. Run again to resume.
+    """Train configurations on the folds, on one or many workers; the same command goes on after a stop.
+
+    They are the best of a search (--run), those of a file (--config), the second stage of an earlier training (--second-stage),
+    or the default. docs/training.md tells more.
 
     Args:
-        run: Folder of a finished search; its leaderboard names the configurations.
-        data: The prepared dataset of that search.
         output: Folder of the checkpoints, one for each fold, and of the manifest that jobs/ensemble.py reads.
-        top: Configurations of each detector family.
-        families: Only these detector families.
+        data: The prepared dataset.
+        run: Folder of a finished search; its leaderboard names the configurations.
+        top: Configurations of each detector family of that search.
+        families: Only these detector families of it.
+        config: JSON file of configuration fields, or folder of a checkpoint whose configuration is trained anew.
+        second_stage: Output of a finished training: each fold goes on from its best checkpoint, a tenth of the steps long.
+        set: Replace a field, name=value, such as steps=5000 or subset=1,12; may be given again.
+        weights: File of weights or checkpoint to start from; {fold} in it stands for the fold.
         folds: all, or fold numbers separated by commas.
-        steps: Optimiser steps, instead of the trial's.
-        workers: Processes that share each batch.
+        workers: Processes that share each batch: a number, or two such as 1-4 for as many as there is room for.
         gpu: Give each of them a GPU.
-        loader_workers: Processes beside each of them that decode and augment.
-        precision: Arithmetic of the forward pass, instead of the trial's.
+        input: Where batches are made: beside each worker, or by Ray Data on the CPUs of the cluster.
+        loader_workers: Processes beside each worker that decode and augment.
+        keep: How many of the newest checkpoints stay beside the best.
+        resume: Go on with what the output folder holds; needs no other flag.
     """
+    flags = {name: value for name, value in locals().items() if name not in ("output", "resume")}
     from vbd.config import RunOptions
     from vbd.search.leaderboard import best_configs
-    from vbd.training.run import parse_folds, train_folds
+    from vbd.training.plan import check_sources, configs_from, make_plan, resume_plan
+    from vbd.training.run import train_plan
+    from vbd.training.settings import parse_settings
 
-    configs = best_configs(run, data, top=top, families=families, steps=steps, precision=precision)
-    options = RunOptions(device="cuda" if gpu else "cpu", loader_workers=loader_workers)
+    if resume:
+        plan = resume_plan(output, flags, train.__kwdefaults__ or {})
+    else:
+        check_sources(data, run=run, config=config, second_stage=second_stage)
+        settings = parse_settings(set, weights=weights)
+        configs = best_configs(run, data, top=top, families=families) if run else {}
+        if not run:
+            configs, data = configs_from(config, second_stage, settings, data=data)
+        options = RunOptions(device="cuda" if gpu else "cpu", loader_workers=loader_workers, input=input)
+        plan = make_plan(configs, settings, data=data, folds=folds, workers=workers, options=options, keep=keep)
     connect()
-    numbers = parse_folds(folds, data)
-    train_folds(configs, data, folds=numbers, output=output, workers=workers, use_gpu=gpu, options=options)
+    train_plan(plan, output)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vbd import storage
-from vbd.config import Family, Precision, TrainConfig, config_hash, train_config_from
+from vbd.config import Family, TrainConfig, config_hash, train_config_from
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
-from vbd.presets import with_steps
 from vbd.records import Trial
 from vbd.training.checkpoint import read_info
 from vbd.training.members import Member, write_members
@@ -149,17 +148,13 @@ def best_configs(
     *,
     top: int,
     families: Sequence[Family] = (),
-    steps: int | None = None,
-    precision: Precision | None = None,
 ) -> dict[str, TrainConfig]:
     """The best `top` configurations of each family by `<family>-<rank>`, to be trained again on every fold.
 
-    Trials that differ in their seed alone are one configuration. `steps` scales the warm-up and the reports along.
+    Trials that differ in their seed alone are one configuration.
     """
     if top < 1:
         raise InputError(f"--top {top}: want 1 or more")
-    if steps is not None and steps < 1:
-        raise InputError(f"--steps {steps}: want 1 or more")
     board, dataset = read_leaderboard(run), open_dataset(data)
     if board.dataset != dataset.fingerprint:
         raise InputError(f"{run}: a search on dataset {board.dataset}, but {data} is {dataset.fingerprint}")
@@ -176,9 +171,4 @@ def best_configs(
             chosen[f"{config.detector}-{rank}"] = config
     if not chosen:
         raise InputError(f"{run}: no trial has a score; see leaderboard.txt for the reasons")
-    return {name: _changed(config, steps, precision) for name, config in chosen.items()}
-
-
-def _changed(config: TrainConfig, steps: int | None, precision: Precision | None) -> TrainConfig:
-    changed = replace(config, precision=precision or config.precision)
-    return with_steps(changed, steps or config.steps)
+    return chosen

@@ -1,166 +1,145 @@
-"""The loop on the workers of a Ray Train run, one run for each fold."""
+"""Configurations on folds with Ray Train, one run for each fold."""
 
 import dataclasses
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vbd import storage
-from vbd.config import RunOptions, TrainConfig, train_config_from
+from vbd.config import TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
-from vbd.errors import InputError
-from vbd.records import Detections
-from vbd.training.loop import Ranks, TrainingError, train
+from vbd.errors import InputError, StoreError
+from vbd.training.best import best_of
 from vbd.training.members import Member, write_members
+from vbd.training.outcome import Outcome, format_outcomes, member_of, summary
+from vbd.training.plan import TrainingPlan, claim_output, run_name
+from vbd.training.run_resources import check_workers
 
-METRIC = "map_40_findings"
+if TYPE_CHECKING:
+    from ray.train import Result
 
-
-def check_gpus(wanted: bool) -> None:
-    """Raises InputError when GPUs are wanted of a cluster that has none and does not grow: it would wait for ever."""
-    import ray
-
-    resources = ray.cluster_resources()
-    # A head that works itself is a cluster of fixed size; an autoscaled one starts with no cores at all.
-    if wanted and not resources.get("GPU") and resources.get("CPU"):
-        raise InputError("a GPU is asked for and the cluster has none; use --device cpu, or start Ray with --num-gpus")
+# Attempts at a run whose process or machine died, beside those that memory takes to be enough.
+_MAX_FAILURES = 3
 
 
-def train_folds(
-    configs: dict[str, TrainConfig],
-    data: str,
-    *,
-    folds: Sequence[int],
-    output: str,
-    workers: int,
-    use_gpu: bool,
-    options: RunOptions,
-) -> list[Member]:
-    """Trains every configuration on every fold with Ray Train, and writes the manifest that the ensemble reads.
+def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
+    """Trains every configuration on every fold and writes the manifest that the ensemble reads; needs a Ray connection.
 
-    `configs` maps the name of a member to its configuration. Runs that are finished are not run again.
+    Runs that are finished are not run again. A run that cannot go on lets the others end first; then InputError is raised.
     """
-    if workers < 1:
-        raise InputError(f"--workers {workers}: want 1 or more")
-    check_gpus(use_gpu)
-    dataset = open_dataset(data)
-    root = storage.absolute(output)
-    members = []
-    for name, config in configs.items():
-        results = [
-            _train_fold(
-                dataclasses.replace(config, fold=fold), dataset, f"{name}-fold{fold}", root, workers, use_gpu, options
-            )
-            for fold in folds
-        ]
-        score = sum(score for _, score in results) / len(results)
-        members.append(Member(name, name, score, tuple(folder for folder, _ in results)))
-    write_members(root, members, dataset.fingerprint, synthetic=dataset.synthetic)
+    dataset, root = open_dataset(plan.data), storage.absolute(output)
+    check_workers(plan.workers[0], resources_of(plan), beside=1 if plan.options.input == "ray" else 0)
+    plan = claim_output(root, plan, dataset)
+    outcomes = [_trained(plan, member, fold, dataset, root) for member in plan.configs for fold in plan.folds]
+    members, summaries = [], []
+    for name in plan.configs:
+        mine = [outcome for outcome in outcomes if outcome.member == name]
+        if not any(outcome.reason for outcome in mine):
+            members.append(member_of(name, mine))
+            summaries.append(summary(members[-1], mine, dataset))
+    if members:
+        write_members(root, members, dataset.fingerprint, synthetic=dataset.synthetic)
+    print("\n".join([format_outcomes(outcomes), *summaries]), flush=True)
+    for failed in (outcome for outcome in outcomes if outcome.reason):
+        raise InputError(
+            f"{run_name(failed.member, failed.fold)}: {failed.reason}; mend that, or choose another --output"
+        )
     return members
 
 
-def parse_folds(text: str, data: str) -> list[int]:
-    """`all`, or fold numbers separated by commas, of a prepared dataset."""
-    known = list(range(open_dataset(data).options.num_folds))
-    if text == "all":
-        return known
-    folds = [int(item) if item.strip().isdecimal() else -1 for item in text.split(",")]
-    if not set(folds) <= set(known) or len(set(folds)) < len(folds):
-        raise InputError(f"--folds {text}: want all, or some of {', '.join(map(str, known))}")
-    return folds
+def resources_of(plan: TrainingPlan) -> dict[str, float]:
+    """What each worker asks of Ray; tasks of Ray Data ask for their own."""
+    cpus = plan.options.threads + (plan.options.loader_workers if plan.options.input == "loader" else 0)
+    return {"CPU": cpus} | ({"GPU": 1} if plan.options.device == "cuda" else {})
 
 
-def _train_fold(
-    config: TrainConfig,
-    dataset: PreparedDataset,
-    name: str,
-    root: str,
-    workers: int,
-    use_gpu: bool,
-    options: RunOptions,
-) -> tuple[str, float]:
-    """One Ray Train run; returns the folder of its best checkpoint, copied to `<root>/<name>`, and the score."""
+def _trained(plan: TrainingPlan, member: str, fold: int, dataset: PreparedDataset, root: str) -> Outcome:
+    """Trains a member on a fold unless that is done; its best checkpoint lies in `<root>/<member>-fold<fold>` then."""
+    name = run_name(member, fold)
+    run, folder = storage.join(root, "runs", name), storage.join(root, name)
+    finished = storage.join(run, "finished.json")
+    if storage.exists(finished):
+        told = storage.read_object(finished)
+        print(f"{name}: finished before", flush=True)
+        return Outcome(member, fold, folder, told["score"], told["step"])
+    _make_ready(run)
+    result = _fit(plan, plan.config_of(member, fold), dataset, storage.join(root, "runs"), name)
+    best = best_of(run)
+    if result.return_value or best is None:
+        return Outcome(member, fold, reason=str(result.return_value or result.error or "no checkpoint was written"))
+    storage.copy_folder(best.folder, folder)
+    workers = (result.metrics or {}).get("workers")  # those of its end
+    storage.write_json(finished, {"score": best.score, "step": best.step, "workers": workers})  # the copy is whole now
+    _tidy(run, result)
+    print(f"{name}: best {best.score:.4f} at step {best.step} of {plan.configs[member].steps}", flush=True)
+    return Outcome(member, fold, folder, best.score, best.step)
+
+
+def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs: str, name: str) -> "Result":
+    """One Ray Train run, which goes on with what its folder holds."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from vbd.training.run_worker import train_worker
+
+    least, most = plan.workers
+    # Each time that memory runs out with several workers costs an attempt, and halves what goes through at a time.
+    halvings = config.batch_size.bit_length() if most > 1 else 0
     trainer = TorchTrainer(
-        _train_worker,
+        train_worker,
         train_loop_config={
             "config": dataclasses.asdict(config),
-            "location": dataset.location,
-            "options": dataclasses.asdict(options),
+            "options": dataclasses.asdict(plan.options),
+            "data": storage.absolute(dataset.location),
+            "run": storage.join(runs, name),
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": options.threads + options.loader_workers} | ({"GPU": 1} if use_gpu else {}),
+            num_workers=most if least == most else (least, most),
+            use_gpu=plan.options.device == "cuda",
+            resources_per_worker=resources_of(plan),
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=storage.join(root, "runs"),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=METRIC),
+            storage_path=runs,
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES + halvings),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=plan.keep),
         ),
     )
-    result = trainer.fit()
-    best = max(result.best_checkpoints or [], key=lambda pair: pair[1][METRIC], default=None)
-    if best is None:
-        raise InputError(f"{name}: {result.return_value or result.error}; mend that, or choose another --output")
-    folder = storage.join(root, name)
-    with best[0].as_directory() as local:
-        storage.copy_folder(local, folder)
-    print(f"{name}: {METRIC} {best[1][METRIC]:.4f} at step {best[1]['step']}", flush=True)
-    return folder, float(best[1][METRIC])
+    try:
+        return trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(cause := _input_error(failure), InputError):
+                raise cause from error
+        raise
 
 
-def _train_worker(task: dict[str, Any]) -> str:
-    """The loop on one worker of a Ray Train run; every rank reports the one score. Returns why it could not go on, if so."""
-    import ray.train
-    from ray.train.torch import get_device
+def _input_error(failure: Any) -> InputError | None:
+    while failure is not None and not isinstance(failure, InputError):
+        failure = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None) or failure.__cause__
+    return failure
 
-    config = train_config_from(task["config"])
-    options = RunOptions(**task["options"])
-    if options.device == "auto":
-        options = dataclasses.replace(options, device=get_device().type)
 
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        if folder is None:
-            ray.train.report(metrics)
-            return
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
-
-    earlier = ray.train.get_checkpoint()
-    with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
-        resume_from = earlier.to_directory(str(Path(parent) / "resume")) if earlier else None
+def _make_ready(run: str) -> None:
+    """Removes what would end the next attempt at once: the reason why the last one stopped, which may be mended by now, and
+    Ray's list of checkpoints when it was cut off in the midst of being written; a worker then looks for itself.
+    """
+    storage.delete_file(storage.join(run, "stop.json"))
+    snapshot = storage.join(run, "checkpoint_manager_snapshot.json")
+    if storage.exists(snapshot):
         try:
-            train(
-                config,
-                open_dataset(task["location"]),
-                options=options,
-                report=report,
-                resume_from=resume_from,
-                ranks=_ranks(),
-            )
-        except (TrainingError, InputError) as error:
-            return str(error)
-    return ""
+            listed = storage.read_object(snapshot)["checkpoint_results"]
+            is_whole = {item["checkpoint_dir_name"] for item in listed} <= set(storage.list_names(run))
+        except StoreError:
+            raise
+        except (InputError, KeyError, TypeError):
+            is_whole = False
+        if not is_whole:
+            storage.delete_file(snapshot)
 
 
-def _ranks() -> Ranks:
-    """This worker among the others of its Ray Train run."""
-    import ray.train
-    import torch.distributed
-    from ray.train.torch import prepare_model
-
-    context = ray.train.get_context()
-    world = context.get_world_size()
-    if world == 1:
-        return Ranks()
-
-    def gather(found: list[Detections]) -> list[Detections]:
-        shares: list[list[Detections]] = [[] for _ in range(world)]
-        torch.distributed.all_gather_object(shares, found)
-        return [item for share in shares for item in share]
-
-    return Ranks(context.get_world_rank(), world, gather, lambda model: prepare_model(model, move_to_device=False))
+def _tidy(run: str, result: "Result") -> None:
+    """Removes the best checkpoint, which has been copied, and what a killed worker uploaded and did not report."""
+    kept = {checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in result.best_checkpoints or []}
+    for name in storage.list_names(run):
+        is_left = name.startswith("checkpoint_") and not name.endswith(".json") and name not in kept
+        if is_left or name.startswith("best-"):
+            storage.delete_folder(storage.join(run, name))

@@ -35,7 +35,7 @@ def parse_settings(items: Sequence[str], *, weights: str = "") -> Settings:
         name, equals, text = item.partition("=")
         hints = [kind for kind in kinds if name in kind]
         if name in _FLAGS:
-            raise InputError(f"--set {item}: {name} has a flag of its own, {_FLAGS[name]}")
+            raise InputError(f"--set {item}: it has a flag of its own, {_FLAGS[name]}")
         if not equals or not hints:
             names = sorted({*kinds[0], *kinds[1]} - set(_FLAGS))
             raise InputError(f"--set {item}: want name=value with one of the names {', '.join(names)}")

@@ -1,0 +1,198 @@
+"""Training under Ray Train with real processes: what is written, and what happens when a process is killed."""
+
+import dataclasses
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from vbd import storage
+from vbd.config import RunOptions, TrainConfig
+from vbd.data.prepared import open_dataset, read_truths
+from vbd.errors import InputError
+from vbd.evaluation.average_precision import evaluate
+from vbd.training import run_worker
+from vbd.training.checkpoint import load_tensors, read_info
+from vbd.training.loop import MemoryShort, train
+from vbd.training.members import read_members
+from vbd.training.plan import TrainingPlan
+from vbd.training.run import train_plan
+from vbd.training.run_resources import check_workers
+
+# How often Ray Train looks at its workers; read when Ray starts.
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+
+CPU = RunOptions(device="cpu")
+SHORT = TrainConfig(
+    image_size=64, steps=6, report_every=2, batch_size=4, warmup_steps=1, policy="B", learning_rate=2e-3, ema_decay=0.9
+)
+
+
+def _plan(prepared: str, *, folds: tuple[int, ...] = (0,), keep: int = 1, **fields: Any) -> TrainingPlan:
+    workers = fields.pop("workers", (1, 1))
+    config = dataclasses.replace(SHORT, **fields)
+    return TrainingPlan({"yolox-1": config}, prepared, folds, options=CPU, workers=workers, keep=keep)
+
+
+def _undisturbed(config: TrainConfig, prepared: str, folder: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """The weights at each report of the plain loop, without Ray."""
+    weights = {}
+
+    def report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        shutil.copytree(checkpoint, folder / str(metrics["step"]))  # type: ignore[arg-type]
+        weights[metrics["step"]] = load_tensors(str(folder / str(metrics["step"]) / "model.pt"))
+
+    train(config, open_dataset(prepared), options=CPU, report=report)
+    return weights
+
+
+def _assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def _kill_the_worker_after_its_first_checkpoint(run: Path, killed: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoint_*/config.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join([process.name(), *process.cmdline()]):
+            killed.append(process.pid)
+            process.kill()
+
+
+def test_a_killed_worker_starts_again_and_ends_with_the_weights_of_an_undisturbed_run(
+    prepared: str, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, output, killed = _plan(prepared, steps=40), tmp_path / "out", list[int]()
+    run = output / "runs" / "yolox-1-fold0"
+    killer = threading.Thread(target=_kill_the_worker_after_its_first_checkpoint, args=(run, killed))
+    killer.start()
+    (member,) = train_plan(plan, str(output))
+    killer.join()
+    assert len(killed) == 1
+
+    weights = _undisturbed(plan.config_of("yolox-1", 0), prepared, tmp_path / "plain")
+    (last,) = run.glob("checkpoint_*/")  # keep=1: the newest alone
+    assert read_info(str(last)).step == 40
+    _assert_same(load_tensors(str(last / "model.pt")), weights[40])
+    best = read_info(str(output / "yolox-1-fold0"))
+    scores = {step: read_info(str(tmp_path / "plain" / str(step))).metrics["map_40_findings"] for step in weights}
+    assert best.metrics["map_40_findings"] == member.score == max(scores.values())
+    assert best.step == min(step for step, score in scores.items() if score == member.score)
+    _assert_same(load_tensors(str(output / "yolox-1-fold0" / "model.pt")), weights[best.step])
+    assert not list(run.glob("best-*"))
+
+    printed = capsys.readouterr().out
+    assert f"yolox-1: mean map_40_findings {member.score:.4f} over 1 fold(s) (synthetic data)" in printed
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    assert train_plan(plan, str(output)) == [member]
+    assert "yolox-1-fold0: finished before" in capsys.readouterr().out
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+
+
+def test_two_workers_report_the_one_score_of_what_they_found_to_an_object_store(
+    prepared: str, ray_session: None, s3_bucket: str
+) -> None:
+    output = f"{s3_bucket}/two"
+    plan = _plan(prepared, workers=(2, 2), steps=24, report_every=8, folds=(1,))
+    (member,) = train_plan(plan, output)
+    dataset = open_dataset(prepared)
+    assert read_members(output, dataset) == [member]
+    found = member.out_of_fold()
+    assert [each.image_id for each in found] == [truth.image_id for truth in read_truths(dataset, 1)]
+    assert evaluate(found, read_truths(dataset, 1)).map_40_findings == pytest.approx(member.score, abs=1e-12)
+    info = read_info(f"{output}/yolox-1-fold1")
+    assert info.metrics["map_40_findings"] == member.score
+    assert info.config == plan.config_of("yolox-1", 1)
+    assert storage.read_object(f"{output}/runs/yolox-1-fold1/finished.json")["workers"] == 2
+
+
+@pytest.mark.slow  # two runs of Ray Train
+def test_as_many_workers_start_as_there_is_room_for_and_a_run_that_cannot_go_on_does_not_hang(
+    prepared: str, ray_session: None, tmp_path: Path
+) -> None:
+    train_plan(_plan(prepared, workers=(1, 3), steps=2), str(tmp_path / "elastic"))
+    told = storage.read_object(str(tmp_path / "elastic" / "runs" / "yolox-1-fold0" / "finished.json"))
+    assert told["workers"] == 2
+    with pytest.raises(InputError, match=r"yolox-1-fold0: precision fp16 needs a GPU.*mend that"):
+        train_plan(_plan(prepared, workers=(2, 2), precision="fp16"), str(tmp_path / "stopped"))
+    assert not (tmp_path / "stopped" / "manifest.json").exists()
+
+
+def test_more_than_a_cluster_of_fixed_size_has_is_refused_at_once(prepared: str, ray_session: None) -> None:
+    with pytest.raises(InputError, match=r"3 worker\(s\) of 1 CPU each: the cluster has 2 CPU on 1 node"):
+        train_plan(_plan(prepared, workers=(3, 3)), "/nowhere")
+    with pytest.raises(InputError, match=r"1 worker\(s\) of 1 GPU each: the cluster has 0 GPU.*leave out --gpu"):
+        check_workers(1, {"CPU": 1, "GPU": 1})
+    with pytest.raises(InputError, match=r"2 worker\(s\) of 1 CPU each and 1 beside them.*--input loader"):
+        check_workers(2, {"CPU": 1}, beside=1)
+    check_workers(2, {"CPU": 1})
+    check_workers(1, {"CPU": 1}, beside=1)
+
+
+class _Context:
+    def __init__(self, world: int):
+        self.world = world
+
+    def get_world_size(self) -> int:
+        return self.world
+
+    def get_world_rank(self) -> int:
+        return 0
+
+
+def _task(prepared: str, folder: Path) -> dict[str, Any]:
+    config, options = dataclasses.asdict(SHORT), dataclasses.asdict(CPU)
+    return {"config": config, "options": options, "data": prepared, "run": str(folder / "run")}
+
+
+@pytest.fixture
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's function in this process, as the first of two."""
+    monkeypatch.setattr(run_worker, "get_context", lambda: _Context(2))
+    monkeypatch.setattr(run_worker, "_ranks", lambda options: None)
+    monkeypatch.setattr(run_worker.ray.train, "get_checkpoint", lambda: None)
+
+
+def test_the_next_attempt_after_memory_ran_out_takes_fewer_images_at_a_time(
+    prepared: str,
+    two_workers: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tried = []
+
+    def short_of_memory(*_: Any, micro_batch: int | None, **__: Any) -> None:
+        tried.append(micro_batch)
+        if micro_batch is None or micro_batch > 1:
+            raise MemoryShort(micro_batch=(micro_batch or 4) // 2)
+
+    monkeypatch.setattr(run_worker, "train", short_of_memory)
+    for images in (2, 1):
+        with pytest.raises(run_worker.AttemptError, match=f"memory ran out; from here {images} images at a time"):
+            run_worker.train_worker(_task(prepared, tmp_path))
+    assert run_worker.train_worker(_task(prepared, tmp_path)) == ""
+    assert tried == [None, 2, 1]
+    assert "run: memory ran out before: at most 1 images at a time on each worker" in capsys.readouterr().out
+
+
+def test_a_reason_that_one_worker_of_two_finds_ends_the_next_attempt_on_all_of_them(
+    prepared: str, two_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise InputError("weights.pt: truncated")
+
+    monkeypatch.setattr(run_worker, "train", broken)
+    with pytest.raises(run_worker.AttemptError, match="truncated"):
+        run_worker.train_worker(_task(prepared, tmp_path))
+    monkeypatch.setattr(run_worker, "train", lambda *_, **__: pytest.fail("it was tried again"))
+    assert run_worker.train_worker(_task(prepared, tmp_path)) == "weights.pt: truncated"

@@ -1,0 +1,125 @@
+"""The loop on one worker of a Ray Train run."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import get_context
+
+from vbd import storage
+from vbd.config import RunOptions, train_config_from
+from vbd.data.dataset import training_batches
+from vbd.data.prepared import open_dataset
+from vbd.errors import InputError, StoreError
+from vbd.records import Batch, Detections
+from vbd.training.best import keep_if_best
+from vbd.training.checkpoint import whole_checkpoints
+from vbd.training.loop import MemoryShort, Ranks, TrainingError, train
+
+# In the folder of a run: how many images go through a detector at a time since memory ran out, and why the run cannot go on.
+MICRO_BATCH, STOP = "micro_batch.json", "stop.json"
+
+
+class AttemptError(Exception):
+    """This attempt ends, on all workers; the next one reads in the run's folder what to do otherwise."""
+
+
+def train_worker(task: dict[str, Any]) -> str:
+    """Trains what `task` says: `config`, `options`, `data` (location), `run` (folder). Every rank reports the one score.
+
+    Returns why the run could not go on, or "". When it is one worker of several that cannot go on, the others may wait for it
+    for ever: it writes why, and dies, so that Ray starts all of them again.
+    """
+    run, say = task["run"], _teller(Path(task["run"]).name)
+    if storage.exists(storage.join(run, STOP)):
+        return str(storage.read_object(storage.join(run, STOP))["reason"])
+    config, options = train_config_from(task["config"]), RunOptions(**task["options"])
+    micro_batch = _micro_batch(run)
+    if micro_batch and get_context().get_world_rank() == 0:
+        say(f"memory ran out before: at most {micro_batch} images at a time on each worker")
+    with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
+        try:
+            train(
+                config,
+                open_dataset(task["data"]),
+                options=options,
+                report=_reporter(run),
+                resume_from=_earlier(run, Path(parent) / "resume"),
+                ranks=_ranks(options),
+                batches=_batches(options),
+                say=say,
+                micro_batch=micro_batch,
+            )
+        except MemoryShort as short:
+            storage.write_json(storage.join(run, MICRO_BATCH), {"micro_batch": short.micro_batch})
+            raise AttemptError(f"memory ran out; from here {short.micro_batch} images at a time") from None
+        except StoreError:
+            raise  # the store may answer at the next attempt
+        except (TrainingError, InputError) as error:
+            if get_context().get_world_size() == 1:
+                return str(error)
+            storage.write_json(storage.join(run, STOP), {"reason": str(error)})
+            raise AttemptError(str(error)) from None
+    return ""
+
+
+def _batches(options: RunOptions) -> Callable[..., Iterable[Batch]]:
+    if options.input == "loader":
+        return training_batches
+    from vbd.data.dataset_ray import ray_batches  # loads Ray Data: seconds
+
+    return ray_batches
+
+
+def _teller(name: str) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        print("\n".join(f"{name}: {line}" for line in text.splitlines()), flush=True)
+
+    return say
+
+
+def _earlier(run: str, folder: Path) -> str | None:
+    """The checkpoint to go on from: the last that Ray knows of, or else the newest that is whole."""
+    known = ray.train.get_checkpoint()
+    if known is not None:
+        return known.to_directory(str(folder))
+    return next(reversed(whole_checkpoints(run)), None)
+
+
+def _micro_batch(run: str) -> int | None:
+    location = storage.join(run, MICRO_BATCH)
+    return int(storage.read_object(location)["micro_batch"]) if storage.exists(location) else None
+
+
+def _reporter(run: str) -> Callable[[dict[str, Any], Path | None], None]:
+    workers = {"workers": get_context().get_world_size()}
+
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        if folder is None:  # another rank than the first
+            ray.train.report(metrics | workers)
+            return
+        keep_if_best(run, folder, metrics)
+        ray.train.report(metrics | workers, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+    return report
+
+
+def _ranks(options: RunOptions) -> Ranks:
+    """This worker among the others of its Ray Train run."""
+    import torch.distributed
+    from ray.train.torch import prepare_model
+
+    world = get_context().get_world_size()
+    if world == 1:
+        return Ranks()
+
+    def gather(found: list[Detections]) -> list[Detections]:
+        shares: list[list[Detections]] = [[] for _ in range(world)]
+        torch.distributed.all_gather_object(shares, found)
+        return [item for share in shares for item in share]
+
+    return Ranks(
+        get_context().get_world_rank(), world, gather, lambda model: prepare_model(model, move_to_device=False)
+    )
