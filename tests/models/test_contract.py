@@ -1,4 +1,4 @@
-"""What every detector promises, asked of all three."""
+"""What every detector promises, asked of the smallest of each family."""
 
 import copy
 import urllib.request
@@ -14,7 +14,8 @@ from vbd.records import Target
 
 SIZE = 128
 # YOLOX assigns more anchors to a box as it learns, so its loss rises before it falls.
-STEPS = {"faster_rcnn": 20, "yolox": 120, "efficientdet": 25}
+STEPS = {"faster_rcnn": 20, "retinanet": 20, "fcos": 20, "yolox": 120, "efficientdet": 25}
+LEARNING_RATE = {"faster_rcnn": 3e-3, "retinanet": 1e-3, "fcos": 1e-3, "yolox": 3e-3, "efficientdet": 3e-3}
 BOXES = [[[20.0, 30.0, 60.0, 70.0], [80.0, 90.0, 90.0, 98.0]], [[10.0, 100.0, 60.0, 112.0]], []]
 LABELS = [[3, 8], [0], []]
 
@@ -53,7 +54,7 @@ def targets_of(boxes, labels) -> list[Target]:
     ]
 
 
-def train(model, steps: int, *, learning_rate: float = 3e-3) -> list[float]:
+def train(model, steps: int, *, learning_rate: float) -> list[float]:
     """Losses of some steps on the one batch."""
     model.train()
     for module in model.modules():
@@ -77,7 +78,7 @@ def trained_models():
     models = {}
     for family in FAMILIES:
         model = build(family)
-        models[family] = model, train(model, STEPS[family])
+        models[family] = model, train(model, STEPS[family], learning_rate=LEARNING_RATE[family])
     return models
 
 
@@ -163,6 +164,60 @@ def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(trained):
     best = slice(0, 5)
     torch.testing.assert_close(together["boxes"][best], alone["boxes"][best], rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(together["scores"][best], alone["scores"][best], rtol=1e-3, atol=1e-4)
+
+
+def test_images_of_any_side_are_learnt_and_searched_with_the_weights_of_one(family, trained):
+    """Multi-scale training: a batch of another side comes between those of the configured one."""
+    images, targets = mixed_batch()
+    big = torch.nn.functional.interpolate(images[:2], scale_factor=2)
+    big_targets = [target | {"boxes": target["boxes"] * 2} for target in targets[:2]]
+    model = build(family).train()
+    names = list(model.state_dict())
+    for pixels, wanted in ((images, targets), (big, big_targets), (images, targets)):
+        loss = model(pixels, wanted)["loss"]
+        loss.backward()
+        assert torch.isfinite(loss)
+    assert list(model.state_dict()) == names
+    with torch.inference_mode():
+        before = trained(images)
+        found = trained(big)
+        after = trained(images)
+    assert max(prediction["boxes"].max().item() for prediction in found if len(prediction["boxes"])) > SIZE + 32
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one["boxes"], other["boxes"])
+
+
+def test_three_equal_channels_in_one_memory_are_three_channels(trained):
+    images, _ = mixed_batch()
+    grey = images[:, :1].expand(-1, 3, -1, -1)
+    with torch.inference_mode():
+        for one, other in zip(trained(grey), trained(images), strict=True):
+            assert torch.equal(one["boxes"], other["boxes"])
+
+
+def test_channels_that_differ_are_told_apart(trained):
+    images, _ = mixed_batch()
+    composed = images * torch.tensor([1.0, 0.5, 0.2])[:, None, None]
+    with torch.inference_mode():
+        one, other = trained(images)[0], trained(composed)[0]
+    assert one["scores"].shape != other["scores"].shape or not torch.equal(one["scores"], other["scores"])
+
+
+def test_the_layout_in_memory_changes_nothing_but_the_last_digits(trained):
+    images, _ = mixed_batch()
+    with torch.inference_mode():
+        one = trained(images)[0]["scores"][:3]
+        other = trained.to(memory_format=torch.contiguous_format)(images)[0]["scores"][:3]
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_backbone_is_part_of_the_network_once(family):
+    model = build(family)
+    parameters = {id(parameter) for parameter in model.parameters()}
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    assert 20 < len(backbone) < len(parameters)
+    assert backbone < parameters
+    assert not any(name.startswith("backbone") for name in model.state_dict())
 
 
 def test_arguments_are_not_changed(family):

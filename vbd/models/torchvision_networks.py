@@ -83,14 +83,16 @@ def one_stage(
 
 def _retinanet(variant: str, *, image_size: int, num_classes: int, anchors: Anchors) -> detection.RetinaNet:
     generator = anchor_generator(image_size, anchors, levels=5, per_level=3)
-    if variant != "resnet50_v2":
-        return detection.RetinaNet(_resnet_p3_to_p7(variant), num_classes, anchor_generator=generator)
-    # As torchvision's second recipe has it: a coarser level made of the backbone's last, and a normalised head.
-    backbone = _resnet_p3_to_p7("resnet50", coarse_from=2048)
+    backbone = _resnet_p3_to_p7(variant)
+    # torchvision's second recipe has a normalised head and another loss of boxes.
+    is_normalised = variant in ("resnet50_v2", "resnet18")
     head = RetinaNetHead(
-        256, generator.num_anchors_per_location()[0], num_classes, norm_layer=partial(nn.GroupNorm, 32)
+        backbone.out_channels,
+        generator.num_anchors_per_location()[0],
+        num_classes,
+        norm_layer=partial(nn.GroupNorm, 32) if is_normalised else None,
     )
-    head.regression_head._loss_type = "giou"
+    head.regression_head._loss_type = "giou" if is_normalised else "l1"
     return detection.RetinaNet(backbone, num_classes, anchor_generator=generator, head=head)
 
 
@@ -99,15 +101,21 @@ def _resnet(variant: str) -> BackboneWithFPN:
     return resnet_fpn_backbone(backbone_name=variant, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
 
 
-def _resnet_p3_to_p7(variant: str, *, coarse_from: int = 256) -> BackboneWithFPN:
-    """A ResNet with a pyramid at strides 8 to 128; `coarse_from` channels the two coarsest are made."""
-    return resnet_fpn_backbone(
-        backbone_name=variant,
-        weights=None,
-        norm_layer=nn.BatchNorm2d,
-        trainable_layers=5,
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(coarse_from, 256),
+def _resnet_p3_to_p7(variant: str) -> BackboneWithFPN:
+    """A ResNet with a pyramid at strides 8 to 128.
+
+    The smallest, for small images and a CPU, has half of torchvision's channels and is normalised throughout.
+    """
+    body = models.get_model(variant.removesuffix("_v2"), weights=None, norm_layer=nn.BatchNorm2d)
+    deepest = body.inplanes
+    channels = 128 if variant == "resnet18" else 256
+    return BackboneWithFPN(
+        body,
+        {"layer2": "0", "layer3": "1", "layer4": "2"},
+        [deepest // 4, deepest // 2, deepest],
+        channels,
+        extra_blocks=LastLevelP6P7(deepest if variant == "resnet50_v2" else channels, channels),
+        norm_layer=nn.BatchNorm2d if variant == "resnet18" else None,
     )
 
 
