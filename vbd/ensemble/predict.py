@@ -18,7 +18,7 @@ from vbd.errors import InputError
 from vbd.records import Detections, detections_to_table
 from vbd.rejects import REJECT_COLUMNS
 from vbd.training.checkpoint import CheckpointInfo, load_detector, load_tensors, read_info
-from vbd.training.run import check_gpus
+from vbd.training.run_resources import check_gpus
 
 TestTimeAugmentation = Literal["none", "flip"]
 # Boxes of an image and of its mirror image that overlap more are one finding.
