@@ -148,9 +148,11 @@ def claim_output(output: str, plan: TrainingPlan, dataset: PreparedDataset) -> T
             raise InputError(
                 f"{output}: trained on dataset {fingerprint}, {plan.data} is {dataset.fingerprint}; choose another --output"
             )
-        configs = [{name: dataclasses.asdict(c) for name, c in of.configs.items()} for of in (theirs, plan)]
-        if configs[0] != configs[1]:
-            raise InputError(f"{output}: another training ({first_difference(*configs)}); choose another --output")
+        before, now = (
+            {name: dataclasses.asdict(config) for name, config in of.configs.items()} for of in (theirs, plan)
+        )
+        if before != now:
+            raise InputError(f"{output}: another training ({first_difference(before, now)}); choose another --output")
         plan = replace(plan, folds=tuple(sorted({*theirs.folds, *plan.folds})))
     elif storage.list_names(output):
         raise InputError(f"{output}: the folder is not empty and holds no training; choose another --output")

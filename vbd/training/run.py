@@ -48,7 +48,7 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
 def resources_of(plan: TrainingPlan) -> dict[str, float]:
     """What each worker asks of Ray; tasks of Ray Data ask for their own."""
     cpus = plan.options.threads + (plan.options.loader_workers if plan.options.input == "loader" else 0)
-    return {"CPU": cpus} | ({"GPU": 1} if plan.options.device == "cuda" else {})
+    return {"CPU": float(cpus)} | ({"GPU": 1.0} if plan.options.device == "cuda" else {})
 
 
 def _trained(plan: TrainingPlan, member: str, fold: int, dataset: PreparedDataset, root: str) -> Outcome:
