@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 NAME ?= smoke
 
-.PHONY: tune test check bench browser clean
+.PHONY: tune test check bench parity browser clean
 
 tune: $(STAMP)  ## the main job on the embedded synthetic dataset: raw films to a checked submission.csv
 	$(BIN)/python jobs/tune.py smoke --name $(NAME)
@@ -26,7 +26,11 @@ bench: $(STAMP)  ## speed, as ratios within one run; benchmarks/README.md holds 
 	$(BIN)/python benchmarks/fusion.py
 	$(BIN)/python benchmarks/metric.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training_images.py
 	$(BIN)/python benchmarks/prepare.py
+
+parity: $(STAMP)  ## final scores of our training loop and of each library's own, on synthetic films: an hour or two of one core
+	$(BIN)/python benchmarks/parity.py --results parity.jsonl
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 13), "vbd needs Python 3.11 or 3.12; make PYTHON=python3.11"'
