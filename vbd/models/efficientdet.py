@@ -15,7 +15,7 @@ from vbd.config import Anchors
 from vbd.models.box_weights import box_weights, by_weight
 from vbd.models.dense import positives_to_divide_by, select
 from vbd.models.pixels import per_pixel
-from vbd.models.weights import FirstWeights, fetching, hub_folder, load_fitting
+from vbd.models.weights import FirstWeights, fetching, hub_file, load_fitting
 from vbd.records import Prediction, Target
 
 if TYPE_CHECKING:
@@ -240,8 +240,7 @@ def _load_published(detector: EfficientDet, variant: str) -> FirstWeights:
     if not url:
         url, file = _backbone_url(config.backbone_name)
         source = f"ImageNet weights of timm ({url})"
-    folder = hub_folder() if url.endswith(file) else f"{hub_folder()} as {file}"
-    with fetching(f"efficientdet {variant}", url=url, folder=folder):
+    with fetching(f"efficientdet {variant}", url=url, path=hub_file(file)):
         tensors = torch.hub.load_state_dict_from_url(
             url, file_name=file, progress=False, map_location="cpu", weights_only=True
         )

@@ -18,7 +18,7 @@ from vbd.models.box_weights import by_weight, has_weights, sample_weights
 from vbd.models.dense import positives_to_divide_by, select
 from vbd.models.pixels import per_pixel
 from vbd.models.torchvision_networks import OneStageFamily, faster_rcnn, one_stage, published_weights
-from vbd.models.weights import FirstWeights, fetching, hub_folder, load_fitting
+from vbd.models.weights import FirstWeights, fetching, hub_file, load_fitting
 from vbd.records import Prediction, Target
 
 # Mean and deviation of ImageNet over its three channels: a grey picture stays grey.
@@ -238,7 +238,7 @@ def _summed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _load_published(detector: nn.Module, family: str, variant: str) -> FirstWeights:
     weights = published_weights(family, variant)
-    with fetching(f"{family} {variant}", url=weights.url, folder=hub_folder()):
+    with fetching(f"{family} {variant}", url=weights.url, path=hub_file(weights.url.rsplit("/", 1)[1])):
         tensors = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     data = "COCO" if "COCO" in weights.name else "ImageNet"
     return load_fitting(detector, tensors, source=f"{data} weights of torchvision ({weights.url})")

@@ -9,8 +9,10 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ _PATIENCE_S = 20
 _CONTAINERS = ("model_ema", "state_dict_ema", "model", "state_dict")
 # What distinguishes the same tensor in an adapter, a library, and a library's parallel training.
 _WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)*(network\.)?|(?<=box_predictor)\.predictor")
+# What reading a broken file of weights raises, besides OSError.
+_BROKEN = (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError)
 # Groups of names that `describe` prints for each list.
 _MAX_GROUPS = 6
 
@@ -45,12 +49,21 @@ def load_tensors(path: str) -> dict[str, Any]:
 def read_tensors(data: bytes, path: str) -> dict[str, Any]:
     """The same of the content of the file at `path`."""
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file may fail anywhere in the parser, with any error
         raise InputError(f"{path}: truncated or not a file of weights ({_reason(error)}); use another one") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, want tensors by name; use another checkpoint")
     return content
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a number of numpy is made of: YOLOX's trainer keeps its best score as one. Files name old and new modules."""
+    from numpy._core.multiarray import scalar
+
+    kinds = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
+    return [*kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
 
 
 def load_file(detector: nn.Module, location: str) -> FirstWeights:
@@ -146,30 +159,32 @@ def _tensors_in(content: dict[str, Any]) -> dict[str, Tensor]:
     return {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
 
 
-def hub_folder() -> str:
-    """Where torch and the libraries that use its hub keep files of weights."""
-    return f"{torch.hub.get_dir()}/checkpoints"
+def hub_file(name: str) -> Path:
+    """Where torch, and the libraries that use its hub, keep a file of weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
 @contextlib.contextmanager
-def fetching(what: str, *, url: str, folder: str) -> Iterator[None]:
-    """Turns a failed download of `url` into one line that says in which folder its file may be put by hand."""
-    patience = socket.getdefaulttimeout()
+def fetching(what: str, *, url: str, path: Path) -> Iterator[None]:
+    """Turns a failed download of `url` into one line that says where its file may be put by hand, and as what."""
+    was_there, patience = path.exists(), socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE_S)  # torch's hub waits for minutes
     try:
         yield
-    except (OSError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{what}: cannot fetch {url} ({_reason(error)}); train without pretrained weights, "
-            f"or fetch the file elsewhere and put it into {folder}"
-        ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{what}: the file in {folder} is not that of {url} ({_reason(error)}); remove it, or fetch it again"
-        ) from error
+    except (OSError, http.client.HTTPException, *_BROKEN) as error:
+        if was_there:
+            line = f"{path} is broken or not the file of {url} ({_reason(error)}); remove it or fetch it again"
+        else:
+            line = (
+                f"cannot fetch {url} ({_reason(error)}); train without pretrained weights, "
+                f"or fetch the file elsewhere and put it into {path.parent} as {path.name}"
+            )
+        raise InputError(f"{what}: {line}") from error
     finally:
         socket.setdefaulttimeout(patience)
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return "it holds other things than tensors, which are not loaded"
     return (str(error).splitlines() or [type(error).__name__])[0][:120]

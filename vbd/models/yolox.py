@@ -107,7 +107,7 @@ class YOLOX(nn.Module):
 
         name = f"yolox_{variant}"
         url = f"https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/{name}.pth"
-        with fetching(f"yolox {variant}", url=url, folder=str(HOME / "weights")):
+        with fetching(f"yolox {variant}", url=url, path=HOME / "weights" / f"{name}.pth"):
             coco = YoloxModule.from_pretrained(name).state_dict()
         return load_fitting(self, coco, source=f"COCO weights of YOLOX ({url})")
 
