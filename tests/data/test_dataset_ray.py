@@ -1,10 +1,14 @@
 """Batches that Ray Data makes are those that the loader makes, wherever they are asked for."""
 
+import shutil
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tests.data.test_dataset import CONFIG, assert_equal
@@ -13,7 +17,7 @@ from vbd.data.dataset import training_batches
 from vbd.data.dataset_cache import cache_rows
 from vbd.data.dataset_ray import ray_batches
 from vbd.data.prepared import open_dataset
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 
 
 def _both(prepared: str, config: Any, **kwargs: int) -> tuple[list, list]:
@@ -69,20 +73,34 @@ def test_closing_the_iterator_ends_the_tasks_and_few_batches_were_made_ahead(
     assert len(list(made.iterdir())) == before
 
 
-def test_what_is_wrong_on_a_node_arrives_in_one_line(prepared: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = dataset_ray._make_rows
-
-    def of_another_version(numbers, *, share, first_step):
-        return original(numbers, share=replace(share, fingerprint="other"), first_step=first_step)
-
-    monkeypatch.setattr(dataset_ray, "_make_rows", of_another_version)
-    with pytest.raises(InputError, match="prepared anew while a run reads it") as caught:
-        list(ray_batches(open_dataset(prepared), CONFIG, first_step=0, loader_workers=0))
+def test_what_is_wrong_on_another_node_arrives_in_one_line(prepared: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    batches = ray_batches(open_dataset(str(copy)), CONFIG, first_step=0, loader_workers=0)
+    manifest = copy / "dataset.json"
+    manifest.write_text(manifest.read_text().replace(open_dataset(prepared).fingerprint, "another"))
+    with pytest.raises(InputError, match="the dataset was prepared anew while a run reads it") as caught:
+        list(batches)
+    assert str(caught.value).startswith(f"{copy}: ")
     assert "\n" not in str(caught.value)
     assert _idle_cpus() == 2
 
 
-def test_a_cluster_without_a_free_cpu_is_told(prepared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [InputError, StoreError])
+def test_a_fault_keeps_its_kind(prepared: str, monkeypatch: pytest.MonkeyPatch, kind: type[InputError]) -> None:
+    def maker(share: Any) -> None:
+        raise kind("/data: out of reach")
+
+    monkeypatch.setattr(dataset_ray, "_maker", maker)
+    share = dataset_ray._Share(prepared, "fingerprint", CONFIG, 0, 1)
+    rows = dataset_ray._make_rows(pa.table({"id": [0]}), share=share, first_step=3)
+    with pytest.raises(InputError, match=r"^/data: out of reach$") as caught:
+        dataset_ray._row(rows.to_pylist()[0])
+    assert type(caught.value) is kind
+
+
+@pytest.fixture
+def held(ray_session: None) -> Iterator[Any]:
+    """Somebody who holds both CPUs of the cluster, until killed."""
     import ray
 
     @ray.remote(num_cpus=2)
@@ -90,19 +108,29 @@ def test_a_cluster_without_a_free_cpu_is_told(prepared: str, monkeypatch: pytest
         def ready(self) -> None:
             pass
 
-    monkeypatch.setattr(dataset_ray, "_PATIENCE_S", 1.0)
     holder = Holder.remote()
     ray.get(holder.ready.remote())
-    try:
-        for _ in range(50):
-            if ray.available_resources().get("CPU", 0) < 1:
-                break
-            time.sleep(0.1)
-        with pytest.raises(InputError, match=r"no CPU is free to make batches: all 2 .* --input loader"):
-            ray_batches(open_dataset(prepared), CONFIG, first_step=0, loader_workers=0)
-    finally:
-        ray.kill(holder)
+    for _ in range(100):
+        if ray.available_resources().get("CPU", 0) < 1:
+            break
+        time.sleep(0.1)
+    yield holder
+    ray.kill(holder)
     assert _idle_cpus() == 2
+
+
+def test_a_cluster_without_a_free_cpu_is_told(prepared: str, held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset_ray, "_PATIENCE_S", 1.0)
+    with pytest.raises(InputError, match=r"no CPU is free to make batches: all 2 .* --input loader"):
+        ray_batches(open_dataset(prepared), CONFIG, first_step=0, loader_workers=0)
+
+
+def test_a_cpu_that_becomes_free_soon_is_waited_for(prepared: str, held: Any) -> None:
+    import ray
+
+    threading.Timer(0.5, lambda: ray.kill(held)).start()
+    batches = ray_batches(open_dataset(prepared), CONFIG, first_step=7, loader_workers=0)
+    assert len(list(batches)) == 1
 
 
 def _compare(task: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ from vbd.config import TrainConfig
 from vbd.data.dataset import BatchMaker, collate
 from vbd.data.dataset_loader import made_by_thread
 from vbd.data.prepared import PreparedDataset, open_dataset
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 from vbd.records import Batch, Row
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ _SCHEMA = pa.schema(
     {
         "step": pa.int64(),
         "fault": pa.string(),
+        "may_pass": pa.bool_(),
         "image_id": pa.string(),
         "fold": pa.int64(),
         "shape": pa.list_(pa.int64()),
@@ -160,7 +161,7 @@ def _make_rows(numbers: pa.Table, *, share: _Share, first_step: int) -> pa.Table
         try:
             packed += [_pack(step, row) for row in _maker(share).rows(step)]
         except InputError as error:
-            packed.append({"step": step, "fault": str(error)})
+            packed.append({"step": step, "fault": str(error), "may_pass": isinstance(error, StoreError)})
     return pa.Table.from_pylist(packed, schema=_SCHEMA)
 
 
@@ -183,7 +184,7 @@ _TYPES = {"image": np.uint8, "original_hw": np.int64, "boxes": np.float32, "labe
 
 def _row(packed: dict[str, Any]) -> tuple[int, Row]:
     if packed["fault"]:
-        raise InputError(packed["fault"])
+        raise (StoreError if packed["may_pass"] else InputError)(packed["fault"])
     arrays = {name: np.frombuffer(packed[name], kind).copy() for name, kind in _TYPES.items()}
     return packed["step"], Row(
         image_id=packed["image_id"],
