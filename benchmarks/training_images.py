@@ -3,7 +3,8 @@
     python benchmarks/training_images.py [--detector yolox] [--policy E]
 
 Two loader processes on each side, which decode the same prepared images and augment them by the same functions of vbd.
-Rounds take turns; a round leaves out its first steps, in which the loader fills up, and validation.
+Rounds take turns; a round leaves out its first steps, in which the loader fills up, and validation. The CPU time is that of
+the training process alone, without its loaders: whatever else the machine does disturbs it less.
 """
 
 import tempfile
@@ -46,9 +47,9 @@ def main(
         dataset = phantom(Path(folder), images=400, size=128, film=160)
         print(
             f"| 128 px, 8 images a step, policy {policy}, {WORKERS} loaders | torch threads | library's manner, images/s "
-            "| our loop, images/s | ratio (rounds) |"
+            "| our loop, images/s | ratio (rounds) | CPU ms an image, library's manner | our loop |"
         )
-        print("|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|")
         for name in ("faster_rcnn", "yolox") if detector == "all" else (detector,):
             for count in threads:
                 torch.set_num_threads(count)
@@ -63,47 +64,53 @@ def main(
                     warmup_steps=steps,
                 )
                 pairs = [_round(dataset, config, count, ours_first=bool(number % 2)) for number in range(rounds)]
-                print(f"| {name} {config.variant} | {count} | {_compared(pairs)} |", flush=True)
+                print(f"| {name} {config.variant} | {count} | {_compared(pairs, config.batch_size)} |", flush=True)
 
 
-def _round(dataset: PreparedDataset, config: TrainConfig, threads: int, *, ours_first: bool) -> tuple[float, float]:
-    """Images per second of the library's manner and of ours, one after the other."""
+def _round(
+    dataset: PreparedDataset, config: TrainConfig, threads: int, *, ours_first: bool
+) -> tuple["_Clock", "_Clock"]:
+    """The clocks of the library's manner and of ours, one after the other."""
     if ours_first:
         ours = _ours(dataset, config, threads)
         return _library(dataset, config), ours
     return _library(dataset, config), _ours(dataset, config, threads)
 
 
-def _compared(pairs: Sequence[tuple[float, float]]) -> str:
-    ratios = [ours / library for library, ours in pairs]
-    library, ours = np.median(pairs, axis=0)
-    return f"{library:.1f} | {ours:.1f} | {np.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+def _compared(pairs: Sequence[tuple["_Clock", "_Clock"]], batch_size: int) -> str:
+    rates = np.array([[batch_size / clock.step_seconds("wall") for clock in pair] for pair in pairs])
+    cpu_ms = np.array([[1e3 * clock.step_seconds("cpu") / batch_size for clock in pair] for pair in pairs])
+    ratios = rates[:, 1] / rates[:, 0]
+    cells = [f"{rate:.1f}" for rate in np.median(rates, axis=0)]
+    cells += [f"{np.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"]
+    return " | ".join([*cells, *(f"{value:.1f}" for value in np.median(cpu_ms, axis=0))])
 
 
 class _Clock:
-    """Passes batches on and notes when each was asked for."""
+    """Passes batches on and notes when each was asked for, and the CPU seconds of this process until then."""
 
     def __init__(self, batches: Iterable[Any]):
         self.batches = batches
-        self.asked: list[float] = []
+        self.asked: dict[str, list[float]] = {"wall": [], "cpu": []}
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.batches)
         while True:
-            self.asked.append(time.perf_counter())  # the step before is done
+            self.asked["wall"].append(time.perf_counter())  # the step before is done
+            self.asked["cpu"].append(time.process_time())
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             yield batch
 
-    def images_per_second(self, batch_size: int) -> float:
-        """Over the steps after the first ones."""
-        counted = self.asked[FILLING:]
-        return batch_size * (len(counted) - 1) / (counted[-1] - counted[0])
+    def step_seconds(self, of: Literal["wall", "cpu"]) -> float:
+        """Mean seconds of a step, without the first ones."""
+        counted = self.asked[of][FILLING:]
+        return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
-def _ours(dataset: PreparedDataset, config: TrainConfig, threads: int) -> float:
+def _ours(dataset: PreparedDataset, config: TrainConfig, threads: int) -> _Clock:
     """The loop as it is: AdamW, clipping, the running mean of the weights, every check."""
     clocks: list[_Clock] = []
 
@@ -113,13 +120,13 @@ def _ours(dataset: PreparedDataset, config: TrainConfig, threads: int) -> float:
 
     options = RunOptions(device="cpu", threads=threads, loader_workers=WORKERS)
     train(config, dataset, options=options, report=lambda *_: None, batches=timed)
-    return clocks[0].images_per_second(config.batch_size)
+    return clocks[0]
 
 
 # ------------------------------------------------------------------------------------------------ the libraries' manner
 
 
-def _library(dataset: PreparedDataset, config: TrainConfig) -> float:
+def _library(dataset: PreparedDataset, config: TrainConfig) -> _Clock:
     match config.detector:
         case "faster_rcnn":
             return _torchvision(dataset, config)
@@ -196,7 +203,7 @@ def _mixed(images: Images, config: TrainConfig) -> list[int]:
     return [*np.flatnonzero(~is_normal).tolist(), *np.flatnonzero(is_normal)[:count].tolist()]
 
 
-def _torchvision(dataset: PreparedDataset, config: TrainConfig) -> float:
+def _torchvision(dataset: PreparedDataset, config: TrainConfig) -> _Clock:
     """The very same network, in a loop as in torchvision's references: lists of images, its own normalisation, SGD."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -209,10 +216,10 @@ def _torchvision(dataset: PreparedDataset, config: TrainConfig) -> float:
     samples: tuple[Sequence[Tensor], Sequence[dict[str, Tensor]]]
     for samples in batches:
         loop.step(*samples)
-    return batches.images_per_second(config.batch_size)
+    return batches
 
 
-def _yolox(dataset: PreparedDataset, config: TrainConfig) -> float:
+def _yolox(dataset: PreparedDataset, config: TrainConfig) -> _Clock:
     """The package's own network, loss, optimiser, schedule and running mean."""
     torch.manual_seed(config.seed)
     loop = YoloxLoop(
@@ -224,7 +231,7 @@ def _yolox(dataset: PreparedDataset, config: TrainConfig) -> float:
     batches = _loader(dataset, config, form="yolox")
     for pixels, targets in batches:
         loop.step(pixels, targets)
-    return batches.images_per_second(config.batch_size)
+    return batches
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every detector promises, asked of the smallest of each family."""
 
 import copy
+import itertools
 import urllib.request
 
 import pytest
@@ -284,4 +285,22 @@ def test_unknown_variant_and_bad_size_are_input_errors(family):
 def test_every_variant_is_built(name, variant):
     with torch.device("meta"):  # shapes only: the largest has 77 million weights
         model = build_detector(name, variant=variant, image_size=512)
+        model.eval()
+        levels = model.network.backbone(torch.zeros(1, 3, 512, 512))
     assert sum(parameter.numel() for parameter in model.parameters()) > 100_000
+    sides = [level.shape[-1] for level in (levels.values() if isinstance(levels, dict) else levels)]
+    assert sides[0] in (64, 128)
+    assert all(side == 2 * other for side, other in itertools.pairwise(sides))
+
+
+@pytest.mark.parametrize("variant", ["lite1", "d7x", "torch_d2"])
+@pytest.mark.parametrize("side", [128, 384, 512])
+def test_every_cell_of_efficientdet_has_its_anchors_at_any_side(variant, side):
+    """Levels of odd sides too: three cells become two, and two three."""
+    with torch.device("meta"):
+        model = build_detector("efficientdet", variant=variant, image_size=256).eval()
+        images = torch.zeros(1, 3, side, side)
+        labeler = model._prepare_for(side, side, images.device)
+        classes, boxes = model.network(images)
+    assert sum(level.numel() for level in boxes) == labeler.anchors.boxes.numel()
+    assert sum(level.numel() for level in classes) * 4 == labeler.anchors.boxes.numel() * 14

@@ -1,54 +1,16 @@
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.reports.conftest import ATELECTASIS, BIG, CARDIOMEGALY, NODULE, SMALL, write_dataset
-from vbd import storage
-from vbd.boxes import as_boxes
+from tests.reports.conftest import BIG, CARDIOMEGALY, write_dataset
+from tests.reports.predictions import BIG_ONES, NOTHING, TEST_PART, found, kept, parquet, row_of, submission
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
-from vbd.records import Detections, detections_to_table
 from vbd.reports.scores import parse_part, score_predictions
 
-ROOT = Path(__file__).parents[2]
 GOOD_ROWS = ("t,3 0.9 40 20 200 100 1 0.5 0 0 20 20 14 0.1 0 0 1 1", "u,14 0.8 0 0 1 1")
-
-
-def found(image_id: str, *boxes: tuple[tuple[float, ...], int, float], no_finding: float | None = None) -> Detections:
-    return Detections(
-        image_id,
-        as_boxes([box for box, _, _ in boxes]),
-        np.array([score for _, _, score in boxes], np.float32),
-        np.array([label for _, label, _ in boxes], np.int64),
-        no_finding=no_finding,
-    )
-
-
-TEST_PART = [
-    found("t", (BIG, CARDIOMEGALY, 0.9), ((0, 0, 20, 20), ATELECTASIS, 0.5), no_finding=0.1),
-    found("u", (SMALL, CARDIOMEGALY, 0.2), no_finding=0.8),
-]
-
-
-def parquet(folder: Path, detections: list[Detections]) -> str:
-    storage.write_table(str(folder / "detections.parquet"), detections_to_table(detections))
-    return str(folder / "detections.parquet")
-
-
-def submission(folder: Path, *rows: str) -> str:
-    (folder / "submission.csv").write_text("\n".join(["image_id,PredictionString", *rows]) + "\n")
-    return str(folder / "submission.csv")
-
-
-def row_of(text: str, name: str) -> list[str]:
-    line = next(line for line in text.splitlines() if line.startswith(name))
-    return re.split(r"\s{2,}", line.strip())
 
 
 def test_the_table_holds_what_evaluate_says(dataset: str, tmp_path: Path) -> None:
@@ -96,11 +58,6 @@ def test_the_folds_that_hold_the_images_are_scored(dataset: str, tmp_path: Path)
     assert "1 more outside this part left out" in part.text
 
 
-def test_the_folder_of_a_prediction_job_is_read(dataset: str, tmp_path: Path) -> None:
-    parquet(tmp_path / "out", TEST_PART)
-    assert score_predictions(str(tmp_path / "out"), dataset, replicates=0).scores is not None
-
-
 def test_a_good_submission_is_scored_and_has_no_defects(dataset: str, tmp_path: Path) -> None:
     scored = score_predictions(submission(tmp_path, *GOOD_ROWS), dataset, replicates=0)
     assert scored.defects == ()
@@ -133,18 +90,6 @@ def test_a_submission_is_checked_where_the_truth_is_not_known(dataset: str, tmp_
     assert "the truth of the test part is not known" in scored.text
 
 
-@pytest.mark.parametrize("by_name", [True, False])
-def test_coco_results_are_in_pixels_of_the_prepared_image(dataset: str, tmp_path: Path, by_name: bool) -> None:
-    # BIG is 40 20 200 100 in 256 x 128; the prepared image has 64 x 64.
-    entry = {"image_id": "a" if by_name else 1, "category_id": CARDIOMEGALY + 1, "bbox": [10, 10, 40, 40], "score": 0.9}
-    path = str(tmp_path / "results.json")
-    storage.write_json(path, [entry])
-    scored = score_predictions(path, dataset, part=None if by_name else 0, replicates=0)
-    assert scored.scores is not None
-    assert scored.scores.per_class["Cardiomegaly"] == 1
-    assert scored.scores.num_images == 2
-
-
 def test_the_scores_are_written_as_json(dataset: str, tmp_path: Path) -> None:
     path = str(tmp_path / "scores.json")
     scored = score_predictions(parquet(tmp_path, TEST_PART), dataset, replicates=20, output_json=path)
@@ -157,69 +102,119 @@ def test_the_scores_are_written_as_json(dataset: str, tmp_path: Path) -> None:
     assert content["froc"]["num_truths"] == 2
 
 
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda folder: str(folder / "none.parquet"), "no such file"),
-        (lambda folder: str(folder / "none.csv"), "no such file"),
-        (lambda folder: parquet(folder, [found("zzz")]), "image 'zzz' is not in"),
-        (lambda folder: parquet(folder, []), "holds no image"),
-        (lambda folder: parquet(folder, [found("a"), found("t")]), "choose one with --part"),
-    ],
-)
-def test_a_mistake_is_told_in_one_line(dataset: str, tmp_path: Path, write, message: str) -> None:
-    with pytest.raises(InputError, match=message) as error:
-        score_predictions(write(tmp_path), dataset, replicates=0)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({}, "want a list of COCO results"),
-        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], "--part"),
-        ([{"image_id": "a", "category_id": 99, "bbox": [0, 0, 1, 1], "score": 1}], "category_id is 99"),
-        ([{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1], "score": 1}], "bbox is"),
-        ([{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1, 1]}], "score is None"),
-        ([{"image_id": "q", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], "image 'q' is not in"),
-        ([{"category_id": 1}], "entry 0"),
-        ([7], "entry 0"),
-    ],
-)
-def test_bad_coco_results_are_told(dataset: str, tmp_path: Path, content: object, message: str) -> None:
-    path = str(tmp_path / "results.json")
-    storage.write_json(path, content)
-    with pytest.raises(InputError, match=message):
-        score_predictions(path, dataset, replicates=0)
-
-
-def test_a_part_outside_the_predictions_is_told(dataset: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none of its images is in the fold 1"):
-        score_predictions(parquet(tmp_path, [found("a", (SMALL, NODULE, 0.5))]), dataset, part=1)
-
-
 def test_the_name_of_a_part_is_understood() -> None:
     assert [parse_part(text) for text in (None, "test", "train", "3")] == [None, "test", "train", 3]
     with pytest.raises(InputError, match="--part validation"):
         parse_part("validation")
 
 
-def test_the_job_exits_with_1_for_defects(dataset: str, tmp_path: Path) -> None:
-    def run(predictions: str) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            "jobs/evaluate.py",
-            "--predictions",
-            predictions,
-            "--data",
-            dataset,
-            "--replicates",
-            "0",
-        ]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+# -------------------------------------------------------------------------------------------------- agreement, readers
 
-    good = run(submission(tmp_path, *GOOD_ROWS))
-    assert good.returncode == 0, good.stderr
-    assert run(submission(tmp_path, GOOD_ROWS[0])).returncode == 1
-    missing = run(str(tmp_path / "none.csv"))
-    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+
+def test_findings_are_scored_by_how_many_readers_drew_them(dataset: str, tmp_path: Path) -> None:
+    """The nodule that one reader drew is missed; both cardiomegalies, of three and of two readers, are found."""
+    text = score_predictions(parquet(tmp_path, BIG_ONES), dataset, part="train", replicates=0).text
+    assert row_of(text, "any reader") == ["any reader", "0.5000", "3"]
+    assert row_of(text, "2 or more readers") == ["2 or more readers", "1.0000", "2"]
+    assert row_of(text, "3 readers") == ["3 readers", "1.0000", "1"]
+
+
+def test_agreement_is_left_out_where_all_findings_are_alike(dataset: str, tmp_path: Path) -> None:
+    text = score_predictions(parquet(tmp_path, TEST_PART), dataset, replicates=0).text
+    assert "any reader" not in text
+    assert "large size" in text
+
+
+def test_the_readers_stand_beside_the_detector(dataset: str, tmp_path: Path) -> None:
+    """Each look of R1, R2, R3 against the other two: 5 of 8 boxes are drawn, 1 of 6 is alone, on 12 looks."""
+    text = score_predictions(parquet(tmp_path, BIG_ONES), dataset, part="train", replicates=0).text
+    assert row_of(text, "all findings  ") == ["all findings", "8", "0.0833", "0.6250", "0.7500", "0.8"]
+    assert row_of(text, "Nodule/Mass  ")[0] == "Nodule/Mass"
+    assert "beside the readers" not in score_predictions(parquet(tmp_path, TEST_PART), dataset, replicates=0).text
+
+
+def test_a_dataset_without_readers_is_scored_without_them(dataset: str, tmp_path: Path) -> None:
+    Path(f"{dataset}/annotations/readers.parquet").unlink()
+    scored = score_predictions(parquet(tmp_path, BIG_ONES), dataset, part="train", replicates=0)
+    assert scored.scores is not None
+    assert "beside the readers" not in scored.text
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "difference", "verdict"),
+    [
+        (BIG_ONES, NOTHING, "+0.5000", "better"),
+        (NOTHING, BIG_ONES, "-0.5000", "worse"),
+        (BIG_ONES, BIG_ONES, "+0.0000", "cannot tell"),
+    ],
+)
+def test_a_difference_gets_a_verdict(first, second, difference, verdict, dataset: str, tmp_path: Path) -> None:
+    ours, theirs = parquet(tmp_path, first), parquet(tmp_path, second, "other.parquet")
+    output = str(tmp_path / "scores.json")
+    text = score_predictions(ours, dataset, against=theirs, replicates=200, output_json=output).text
+    table = text[text.index(f"minus {theirs}") :]
+    cells = row_of(table, "map_40_findings")
+    assert (cells[1], cells[-1]) == (difference, verdict)
+    content = json.loads(Path(output).read_text())["against"]
+    assert content["predictions"] == theirs
+    assert content["difference"]["map_40_findings"]["verdict"] == verdict
+    assert "ILD" not in content["difference"]  # nothing to be found
+
+
+def test_without_replicates_a_difference_has_no_verdict(dataset: str, tmp_path: Path) -> None:
+    ours, theirs = parquet(tmp_path, BIG_ONES), parquet(tmp_path, NOTHING, "other.parquet")
+    text = score_predictions(ours, dataset, against=theirs, replicates=0).text
+    assert row_of(text[text.index("minus ") :], "map_40_findings")[1:] == ["+0.5000", "-", "cannot tell"]
+
+
+def test_others_must_hold_the_same_folds(dataset: str, tmp_path: Path) -> None:
+    ours, theirs = parquet(tmp_path, BIG_ONES), parquet(tmp_path, BIG_ONES[:1], "other.parquet")
+    with pytest.raises(InputError, match=r"other.parquet: holds no image of the fold 1, on which .* is scored"):
+        score_predictions(ours, dataset, against=theirs, replicates=0)
+    turned = score_predictions(theirs, dataset, against=ours, replicates=0)
+    assert turned.scores is not None
+    assert turned.scores.num_images == 2
+
+
+def test_of_several_others_the_best_is_compared_with(dataset: str, tmp_path: Path) -> None:
+    others = kept(tmp_path / "best", {"yolox-1": [NOTHING], "yolox-2": [BIG_ONES]})
+    text = score_predictions(parquet(tmp_path, BIG_ONES), dataset, against=others, replicates=0).text
+    assert f"minus {others}: yolox-2" in text
+
+
+# --------------------------------------------------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"replicates": -1}, "--replicates -1: want 0"),
+        ({"score_threshold": 1.5}, "--score-threshold 1.5: want 0 to 1"),
+        ({"score_threshold": -0.1}, "--score-threshold -0.1: want 0 to 1"),
+        ({"score_threshold": float("nan")}, "--score-threshold nan: want 0 to 1"),
+        ({"part": 7}, "no fold 7"),
+        ({"against": "nowhere.parquet"}, "nowhere.parquet: no such file"),
+    ],
+)
+def test_a_wrong_flag_is_told(dataset: str, tmp_path: Path, flags: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        score_predictions(parquet(tmp_path, BIG_ONES), dataset, **flags)
+    assert "\n" not in str(error.value)
+
+
+def test_boxes_count_in_the_confusion_from_the_threshold_on(dataset: str, tmp_path: Path) -> None:
+    def matrix(threshold: float | None) -> dict:
+        path = str(tmp_path / "scores.json")
+        score_predictions(
+            parquet(tmp_path, BIG_ONES), dataset, replicates=0, score_threshold=threshold, output_json=path
+        )
+        return json.loads(Path(path).read_text())["confusion"]
+
+    assert matrix(0.85)["matrix"][CARDIOMEGALY][CARDIOMEGALY] == 1
+    assert matrix(0.85)["matrix"][CARDIOMEGALY][-1] == 1
+    assert matrix(None)["matrix"][CARDIOMEGALY][CARDIOMEGALY] == 2
+    assert matrix(None)["score_threshold"] == pytest.approx(0.8)
+    assert matrix(None)["chosen"] == "where there is at most 1 false box per image"

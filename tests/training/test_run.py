@@ -115,16 +115,42 @@ def test_two_workers_report_the_one_score_of_what_they_found_to_an_object_store(
     assert storage.read_object(f"{output}/runs/yolox-1-fold1/finished.json")["workers"] == 2
 
 
-@pytest.mark.slow  # two runs of Ray Train
-def test_as_many_workers_start_as_there_is_room_for_and_a_run_that_cannot_go_on_does_not_hang(
-    prepared: str, ray_session: None, tmp_path: Path
-) -> None:
+@pytest.mark.slow  # a run of Ray Train
+def test_as_many_workers_start_as_there_is_room_for(prepared: str, ray_session: None, tmp_path: Path) -> None:
     train_plan(_plan(prepared, workers=(1, 3), steps=2), str(tmp_path / "elastic"))
     told = storage.read_object(str(tmp_path / "elastic" / "runs" / "yolox-1-fold0" / "finished.json"))
     assert told["workers"] == 2
-    with pytest.raises(InputError, match=r"yolox-1-fold0: precision fp16 needs a GPU.*mend that"):
-        train_plan(_plan(prepared, workers=(2, 2), precision="fp16"), str(tmp_path / "stopped"))
-    assert not (tmp_path / "stopped" / "manifest.json").exists()
+
+
+@pytest.mark.slow  # three attempts at a run of Ray Train
+def test_what_stops_one_worker_of_two_does_not_leave_the_other_waiting(
+    prepared: str, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second worker runs out of memory in its first attempt, and finds a broken file in its second one."""
+    worker = run_worker.train_worker
+
+    def troubled(task: dict[str, Any]) -> str:
+        from vbd.training.loop import TrainingRun
+
+        gradients = TrainingRun._gradients
+
+        def fail(self: Any, step: int, batch: Any) -> Any:
+            if self.ranks.rank == 1 and self.micro_batch > 1:
+                raise torch.OutOfMemoryError("no memory")
+            if self.ranks.rank == 1 and step == 1:
+                raise InputError("shard-00001.parquet: damaged; make it again")
+            return gradients(self, step, batch)
+
+        TrainingRun._gradients = fail  # type: ignore[method-assign]
+        return worker(task)
+
+    monkeypatch.setattr(run_worker, "train_worker", troubled)
+    with pytest.raises(InputError, match=r"yolox-1-fold0: shard-00001\.parquet: damaged.*mend that"):
+        train_plan(_plan(prepared, workers=(2, 2)), str(tmp_path / "out"))
+    assert storage.read_json(str(tmp_path / "out" / "runs" / "yolox-1-fold0" / "micro_batch.json")) == {
+        "micro_batch": 1
+    }
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_more_than_a_cluster_of_fixed_size_has_is_refused_at_once(prepared: str, ray_session: None) -> None:
@@ -158,7 +184,7 @@ def _task(prepared: str, folder: Path) -> dict[str, Any]:
 def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's function in this process, as the first of two."""
     monkeypatch.setattr(run_worker, "get_context", lambda: _Context(2))
-    monkeypatch.setattr(run_worker, "_ranks", lambda options: None)
+    monkeypatch.setattr(run_worker, "_ranks", lambda: None)
     monkeypatch.setattr(run_worker.ray.train, "get_checkpoint", lambda: None)
 
 

@@ -188,7 +188,7 @@ def _told(point: ReaderPoint, name: str) -> str:
 
 def _froc_figure(traces: Sequence["go.Scatter"], *, height: int) -> "go.Figure":
     return figure(
-        *traces,
+        *(trace for trace in traces if trace.x),
         height=height,
         xaxis={
             "title": "false boxes per image",

@@ -149,10 +149,7 @@ def subset_bars(subsets: dict[str, tuple[Scores, tuple[float, float]]]) -> Plot:
     bars = go.Bar(
         x=list(known),
         y=values,
-        marker={
-            "color": [COLOURS[4] if name.endswith("size") else COLOURS[5] for name in known],
-            "pattern": {"shape": ["/" if name.endswith("size") else "" for name in known]},
-        },
+        marker={"color": [COLOURS[4] if name.endswith("size") else COLOURS[5] for name in known]},
         error_y=error_bars(values, spans),
         hoverinfo="x+y",
         width=0.6,

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from vbd.data.prepared import PreparedDataset
+from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores, evaluate
 from vbd.evaluation.coco_metric import CocoScores, coco_scores
 from vbd.evaluation.confusion import Confusion, confusion
@@ -120,7 +121,7 @@ class Report:
 def measure(chosen: Chosen, dataset: PreparedDataset, *, replicates: int, score_threshold: float | None) -> Measures:
     """Everything that one set of predictions is measured by."""
     detections, truths = chosen.detections, chosen.truths
-    matches = match(detections, truths, iou_threshold=IOU_THRESHOLD)
+    matches = _matched(chosen)
     curve = froc_of(matches)
     threshold, reason = _threshold(curve.pooled) if score_threshold is None else (score_threshold, "as was asked for")
     levels = _levels(truths)
@@ -144,18 +145,20 @@ def measure(chosen: Chosen, dataset: PreparedDataset, *, replicates: int, score_
 
 def measure_member(chosen: Chosen, *, replicates: int) -> Member:
     """The headlines of one of several sets of predictions."""
+    matches = _matched(chosen)
     return Member(
         name=chosen.source.member,
         files=chosen.source.files,
         where=chosen.where,
         images=len(chosen.detections),
         scores=evaluate(chosen.detections, chosen.truths, iou_threshold=IOU_THRESHOLD),
-        intervals=_intervals(match(chosen.detections, chosen.truths, iou_threshold=IOU_THRESHOLD), replicates),
+        intervals=_intervals(matches, replicates),
     )
 
 
 def compare(chosen: Chosen, other: Chosen, *, replicates: int) -> Comparison:
     """The difference to other predictions, weighed on the same replicates of the same images."""
+    _matched(other)
     difference = paired_difference(
         chosen.detections,
         other.detections,
@@ -191,6 +194,14 @@ def rank(scores: Scores) -> float:
 def findings_of(scores: Scores) -> int:
     """How many findings were to be found."""
     return sum(count for name, count in scores.num_truths.items() if name != NO_FINDING_NAME)
+
+
+def _matched(chosen: Chosen) -> Matches:
+    """Which boxes are true; a fault of theirs is told with the file that holds it."""
+    try:
+        return match(chosen.detections, chosen.truths, iou_threshold=IOU_THRESHOLD)
+    except InputError as error:
+        raise InputError(f"{chosen.source.name}: {error}") from None
 
 
 def _intervals(matches: Matches, replicates: int) -> Spans:

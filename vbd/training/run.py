@@ -11,7 +11,7 @@ from vbd.training.best import best_of
 from vbd.training.members import Member, write_members
 from vbd.training.outcome import Outcome, format_outcomes, member_of, summary
 from vbd.training.plan import TrainingPlan, claim_output, run_name
-from vbd.training.run_resources import check_workers
+from vbd.training.run_resources import check_workers, what_is_held
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -28,6 +28,8 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
     dataset, root = open_dataset(plan.data), storage.absolute(output)
     check_workers(plan.workers[0], resources_of(plan), beside=1 if plan.options.input == "ray" else 0)
     plan = claim_output(root, plan, dataset)
+    if waiting := what_is_held(plan.workers[0], resources_of(plan)):
+        print(waiting, flush=True)
     outcomes = [_trained(plan, member, fold, dataset, root) for member in plan.configs for fold in plan.folds]
     members, summaries = [], []
     for name in plan.configs:
@@ -58,6 +60,10 @@ def _trained(plan: TrainingPlan, member: str, fold: int, dataset: PreparedDatase
     finished = storage.join(run, "finished.json")
     if storage.exists(finished):
         told = storage.read_object(finished)
+        if not storage.exists(storage.join(folder, "config.json")):
+            raise InputError(
+                f"{folder}: the checkpoint of a finished fold is gone; put it back, or remove {run} to start anew"
+            )
         print(f"{name}: finished before", flush=True)
         return Outcome(member, fold, folder, told["score"], told["step"])
     _make_ready(run)

@@ -33,6 +33,17 @@ def check_workers(least: int, each: Mapping[str, float], *, beside: float = 0) -
             )
 
 
+def what_is_held(least: int, each: Mapping[str, float]) -> str:
+    """A line when others hold so much of a cluster that workers have to wait, or when it has yet to grow; else ""."""
+    import ray
+
+    free = ray.available_resources()
+    for name, amount in each.items():
+        if free.get(name, 0) < least * amount:
+            return f"waiting for {least * amount:g} {name}: {free.get(name, 0):g} free now"
+    return ""
+
+
 def _how_to_mend(name: str, has_extra: bool) -> str:
     if name == "GPU":
         return "fewer --workers, leave out --gpu, or start Ray with --num-gpus"

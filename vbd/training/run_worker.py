@@ -47,7 +47,7 @@ def train_worker(task: dict[str, Any]) -> str:
                 options=options,
                 report=_reporter(run),
                 resume_from=_earlier(run, Path(parent) / "resume"),
-                ranks=_ranks(options),
+                ranks=_ranks(),
                 batches=_batches(options),
                 say=say,
                 micro_batch=micro_batch,
@@ -106,7 +106,7 @@ def _reporter(run: str) -> Callable[[dict[str, Any], Path | None], None]:
     return report
 
 
-def _ranks(options: RunOptions) -> Ranks:
+def _ranks() -> Ranks:
     """This worker among the others of its Ray Train run."""
     import torch.distributed
     from ray.train.torch import prepare_model
