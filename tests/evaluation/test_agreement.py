@@ -156,6 +156,16 @@ def test_images_of_one_reader_are_no_reference_for_a_model():
     assert froc_against_readers([], readings, readers).num_images == 2
 
 
+def test_a_model_is_matched_as_the_readers_are():
+    # 4 of 10 columns shared: IoU is exactly 0.4, which counts. Image a has one reader and no part in it.
+    wide, narrow = (0, 0, 10, 1), (0, 0, 4, 1)
+    drawn = [("a", "R1", 3, SAME), ("b", "R1", 3, wide), ("b", "R2", 3, narrow)]
+    readings, readers = tables(drawn, [("a", "R1"), ("b", "R1"), ("b", "R2"), ("c", "R1"), ("c", "R2")])
+    assert human_reference(readings, readers).pooled.sensitivity == 1
+    result = froc_against_readers([found("b", [narrow], [0.9], [3])], readings, readers)
+    assert (result.num_images, result.pooled.curve_sensitivities.tolist()) == (4, [1])
+
+
 def test_a_bad_detection_is_told_before_it_meets_the_readers():
     with pytest.raises(InputError, match="not finite"):
         froc_against_readers([found("a", [SAME], [np.nan])], *tables([], []))

@@ -1,5 +1,6 @@
 """COCO's numbers: ours against pycocotools, to the last bit."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -28,9 +29,14 @@ def crowded_images(seed):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([random_images, tied_images, crowded_images]))
-def test_scores_are_those_of_pycocotools(seed, images):
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([random_images, tied_images, crowded_images]),
+    st.sampled_from([HW, (1024, 512), (200, 300)]),
+)
+def test_scores_are_those_of_pycocotools(seed, images, original_hw):
     detections, truths = images(seed)
+    truths = [dataclasses.replace(image, original_hw=original_hw) for image in truths]
     scores = coco_scores(detections, truths)
     precision = pycocotools_precision(detections, truths, sizes=True)
     assert [scores.ap, scores.ap50, scores.ap75] == pytest.approx(
@@ -87,6 +93,15 @@ def test_size_is_a_share_of_the_image():
     of_size = {hw: coco_scores([], [truth("a", [box], original_hw=hw)]).ap_by_size for hw in (HW, (64, 64))}
     assert (of_size[HW]["small"], of_size[64, 64]["large"]) == (0, 0)
     assert math.isnan(of_size[HW]["large"])
+
+
+def test_a_detection_that_matches_nothing_is_false_only_among_findings_of_its_size():
+    # In an image of 1,024 px 60 px are small, in one of 512 px they would not be.
+    truths = [truth("a", [[0, 0, 40, 40]], original_hw=(1024, 1024))]
+    detections = [found("a", [[500, 500, 560, 560], [0, 0, 40, 40]], [0.9, 0.8])]
+    assert coco_scores(detections, truths).ap_by_size["small"] == pytest.approx(0.5)
+    larger = [found("a", [[500, 500, 600, 600], [0, 0, 40, 40]], [0.9, 0.8])]
+    assert coco_scores(larger, truths).ap_by_size["small"] == pytest.approx(1)
 
 
 def test_bad_input_is_told():

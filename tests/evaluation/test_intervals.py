@@ -74,6 +74,7 @@ def test_replicates_are_the_scores_of_the_images_drawn():
     weights = list(weights_of_replicates(10, seed=3, replicates=120))
     assert values.shape == (120, 15)
     assert all(times.sum() == 10 for times in weights)
+    assert np.mean(weights, axis=0) == pytest.approx(np.ones(10), abs=0.4)
     assert len({tuple(times) for times in weights}) > 100
     for row, times in zip(values, weights, strict=True):
         copies = [(i, k) for i, n in enumerate(times) for k in range(n)]

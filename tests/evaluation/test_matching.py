@@ -71,11 +71,13 @@ def test_voc_ignores_what_lies_best_on_an_ignored_finding_though_another_is_free
     assert matched([found("a", [TARGET], [0.9])], truths, [0]).is_true_positive.tolist() == [True]
 
 
-def test_coco_prefers_what_is_to_be_found_and_lets_an_ignored_finding_be_taken_once():
-    truths = [truth("a", [[0, 0, 10, 14], TARGET])]
+@pytest.mark.parametrize("ignored", [0, 1])
+def test_coco_prefers_what_is_to_be_found_and_lets_an_ignored_finding_be_taken_once(ignored):
+    to_be_found, other = [0, 0, 10, 14], TARGET
+    truths = [truth("a", [other, to_be_found] if ignored == 0 else [to_be_found, other])]
     boxes = found("a", [TARGET, TARGET, TARGET], [0.9, 0.8, 0.7])
-    matches = matched([boxes], truths, [1], coco=True)
-    # The best takes the other finding, the second the ignored one, nothing is left for the third.
+    matches = matched([boxes], truths, [ignored], coco=True)
+    # The best takes the one to be found, though it overlaps the other more; that one is the second's, none the third's.
     assert matches.scores.tolist() == pytest.approx([0.9, 0.7])
     assert matches.is_true_positive.tolist() == [True, False]
 

@@ -126,10 +126,9 @@ def judge(
     truth_order = np.lexsort((is_ignored, keys)) if coco else np.argsort(keys, kind="stable")
     ends = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=NUM_CLASSES * num_images))])
     kernel = _coco_kernel() if coco else _voc_kernel()
-    threshold = min(iou_threshold, 1 - 1e-10) if coco else iou_threshold
     detections = ranking.rows, ranking.images, ranking.starts, found.boxes
     truths = wanted.boxes[truth_order], is_ignored[truth_order], ends
-    return kernel(*detections, *truths, num_images, threshold, is_outside)
+    return kernel(*detections, *truths, num_images, float(iou_threshold), is_outside)
 
 
 def count_truths(wanted: FlatBoxes, num_images: int, ignored: Ignored | None = None) -> NDArray[np.int64]:
