@@ -116,7 +116,7 @@ class _Evil:
         (None, "no such file"),
         (b"", "truncated or not a file of weights"),
         (b"not weights at all", "truncated or not a file of weights"),
-        (pickle.dumps({"model": _Evil()}), "truncated or not a file of weights"),
+        (pickle.dumps({"model": _Evil()}, protocol=2), "truncated or not a file of weights"),
         ("evil", "truncated or not a file of weights"),
         ("cut", "truncated or not a file of weights"),
         (torch.zeros(3), "holds a Tensor, want tensors by name"),

@@ -1,4 +1,4 @@
-"""What the one-stage detectors (YOLOX, EfficientDet) share: a normaliser for their losses, and from scores to boxes."""
+"""What the one-stage detectors share: a normaliser for their losses, and from scores to boxes."""
 
 import torch
 from torch import Tensor
