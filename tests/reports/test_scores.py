@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,17 @@ def test_a_dataset_without_readers_is_scored_without_them(dataset: str, tmp_path
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def test_every_key_of_the_json_is_documented(dataset: str, tmp_path: Path) -> None:
+    output = tmp_path / "scores.json"
+    ours = parquet(tmp_path, BIG_ONES)
+    score_predictions(ours, dataset, against=ours, replicates=2, output_json=str(output))
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    described = set(re.findall(r"`(\w+)`", page[page.index("## The JSON") :]))
+    content = json.loads(output.read_text())
+    assert set(content) <= described
+    assert set(content["human_reference"]) | set(content["confusion"]) <= described
 
 
 @pytest.mark.parametrize(
