@@ -66,7 +66,9 @@ def train(
         if not run:
             configs, data = configs_from(config, second_stage, settings, data=data)
         options = RunOptions(device="cuda" if gpu else "cpu", loader_workers=loader_workers, input=input)
-        plan = make_plan(configs, settings, data=data, folds=folds, workers=workers, options=options, keep=keep)
+        plan = make_plan(
+            configs, settings, output=output, data=data, folds=folds, workers=workers, options=options, keep=keep
+        )
     connect()
     train_plan(plan, output)
 

@@ -24,7 +24,7 @@ from vbd.training.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
 JOB = ROOT / "jobs" / "train.py"
-SHORT = ("image_size=64", "batch_size=4", "steps=30", "warmup_steps=1", "report_every=3", "learning_rate=2e-3")
+SHORT = ("image_size=64", "batch_size=4", "steps=16", "warmup_steps=1", "report_every=2", "learning_rate=2e-3")
 
 
 def _flags(prepared: str, *more: str) -> list[str]:
@@ -100,7 +100,7 @@ def _kill_after_the_first_checkpoint(command: list[str], cwd: Path) -> None:
     assert not list(cwd.glob("out/runs/*/finished.json")), (cwd / "killed.log").read_text()
 
 
-@pytest.mark.slow  # four starts of Ray
+@pytest.mark.slow  # three starts of Ray
 def test_a_killed_job_goes_on_and_ends_with_the_weights_of_an_undisturbed_one_and_its_folds_make_an_ensemble(
     prepared: str, tmp_path: Path
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_weights_of_an_undisturbed_one_an
 
     train(plan.config_of("yolox-1", 0), dataset, options=RunOptions(device="cpu"), report=report)
     newest = sorted((tmp_path / "out" / "runs" / "yolox-1-fold0").glob("checkpoint_*/"))
-    assert [read_info(str(folder)).step for folder in newest] == [27, 30]  # --keep 2
+    assert [read_info(str(folder)).step for folder in newest] == [14, 16]  # --keep 2
     again = load_tensors(str(newest[-1] / "model.pt"))
     assert last.keys() == again.keys()
     assert all(torch.equal(last[name], again[name]) for name in last)
@@ -128,8 +128,6 @@ def test_a_killed_job_goes_on_and_ends_with_the_weights_of_an_undisturbed_one_an
     assert "over 60 images (synthetic data)" in resumed
     assert resumed.count("yolox-1-fold") >= 6  # a line when it ends, and one in the table, for each fold
 
-    second = _run(command, tmp_path)
-    assert second.count("finished before") == 3
     other = subprocess.run([*command, "--set", "seed=3"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert other.returncode == 2
     assert "another training (yolox-1.seed was 0, is 3)" in other.stderr

@@ -77,9 +77,9 @@ def test_folds_are_those_of_the_dataset(prepared: str) -> None:
             parse_folds(text, prepared)
 
 
-def test_more_workers_than_images_in_a_batch_are_refused(prepared: str) -> None:
+def test_more_workers_than_images_in_a_batch_are_refused(prepared: str, tmp_path: Path) -> None:
     configs = {"yolox-1": TrainConfig(batch_size=4)}
-    flags: dict[str, Any] = {"data": prepared, "folds": "0", "options": CPU, "keep": 1}
+    flags: dict[str, Any] = {"output": str(tmp_path / "out"), "data": prepared, "folds": "0", "options": CPU, "keep": 1}
     assert make_plan(configs, NOTHING, workers="1-4", **flags).workers == (1, 4)
     with pytest.raises(InputError, match="--workers 1-5: more than the 4 images of a batch of yolox-1"):
         make_plan(configs, NOTHING, workers="1-5", **flags)
@@ -88,7 +88,13 @@ def test_more_workers_than_images_in_a_batch_are_refused(prepared: str) -> None:
 def test_each_fold_may_start_from_weights_of_its_own(prepared: str, tmp_path: Path) -> None:
     (tmp_path / "w0.pt").touch()
     settings = parse_settings([], weights=str(tmp_path / "w{fold}.pt"))
-    flags: dict[str, Any] = {"data": prepared, "workers": "1", "options": CPU, "keep": 1}
+    flags: dict[str, Any] = {
+        "output": str(tmp_path / "out"),
+        "data": prepared,
+        "workers": "1",
+        "options": CPU,
+        "keep": 1,
+    }
     plan = make_plan({"yolox-1": TrainConfig()}, settings, folds="0", **flags)
     assert plan.config_of("yolox-1", 0).weights == str(tmp_path / "w0.pt")
     with pytest.raises(InputError, match=r"w1\.pt: no such file"):
@@ -109,11 +115,15 @@ def test_a_second_stage_starts_each_fold_from_its_best_checkpoint(prepared: str,
 
     settings = parse_settings(["subset=1,12", "report_every=5"])
     configs, data = configs_from("", root, settings, data="")
-    plan = make_plan(configs, settings, data=data, folds="0,2", workers="1", options=CPU, keep=1)
+    plan = make_plan(
+        configs, settings, output=str(tmp_path / "second"), data=data, folds="0,2", workers="1", options=CPU, keep=1
+    )
     config = plan.config_of("yolox-1", 2)
     assert config.weights == f"{root}/yolox-1-fold2"
     assert (config.steps, config.warmup_steps, config.report_every, config.subset) == (40, 2, 5, (1, 12))
     assert config.learning_rate == pytest.approx(1e-3 / 20)
     assert not config.pretrained
     with pytest.raises(InputError, match=r"yolox-1-fold1: no such file or folder"):
-        make_plan(configs, settings, data=data, folds="all", workers="1", options=CPU, keep=1)
+        make_plan(
+            configs, settings, output=str(tmp_path / "second"), data=data, folds="all", workers="1", options=CPU, keep=1
+        )

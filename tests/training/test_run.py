@@ -22,7 +22,7 @@ from vbd.training.checkpoint import load_tensors, read_info
 from vbd.training.loop import MemoryShort, train
 from vbd.training.members import read_members
 from vbd.training.plan import TrainingPlan
-from vbd.training.run import train_plan
+from vbd.training.run import _make_ready, train_plan
 from vbd.training.run_resources import check_workers
 
 # How often Ray Train looks at its workers; read when Ray starts.
@@ -30,8 +30,28 @@ os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
 CPU = RunOptions(device="cpu")
 SHORT = TrainConfig(
-    image_size=64, steps=6, report_every=2, batch_size=4, warmup_steps=1, policy="B", learning_rate=2e-3, ema_decay=0.9
+    image_size=64, steps=6, report_every=2, batch_size=4, warmup_steps=1, policy="B", learning_rate=1e-3, ema_decay=0.5
 )
+
+
+@pytest.fixture(scope="module")
+def learnt(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that finds something: runs that start from it have scores that tell them apart."""
+    folder = tmp_path_factory.mktemp("learnt")
+    config = dataclasses.replace(
+        SHORT,
+        steps=120,
+        report_every=120,
+        batch_size=8,
+        policy="A",
+        learning_rate=4e-3,
+        warmup_steps=5,
+        normal_share=0.0,
+        ema_decay=0.0,
+        weight_decay=0.0,
+    )
+    _undisturbed(config, prepared, folder)
+    return str(folder / "120")
 
 
 def _plan(prepared: str, *, folds: tuple[int, ...] = (0,), keep: int = 1, **fields: Any) -> TrainingPlan:
@@ -69,9 +89,9 @@ def _kill_the_worker_after_its_first_checkpoint(run: Path, killed: list[int]) ->
 
 
 def test_a_killed_worker_starts_again_and_ends_with_the_weights_of_an_undisturbed_run(
-    prepared: str, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prepared: str, learnt: str, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan, output, killed = _plan(prepared, steps=40), tmp_path / "out", list[int]()
+    plan, output, killed = _plan(prepared, steps=16, weights=learnt), tmp_path / "out", list[int]()
     run = output / "runs" / "yolox-1-fold0"
     killer = threading.Thread(target=_kill_the_worker_after_its_first_checkpoint, args=(run, killed))
     killer.start()
@@ -81,8 +101,8 @@ def test_a_killed_worker_starts_again_and_ends_with_the_weights_of_an_undisturbe
 
     weights = _undisturbed(plan.config_of("yolox-1", 0), prepared, tmp_path / "plain")
     (last,) = run.glob("checkpoint_*/")  # keep=1: the newest alone
-    assert read_info(str(last)).step == 40
-    _assert_same(load_tensors(str(last / "model.pt")), weights[40])
+    assert read_info(str(last)).step == 16
+    _assert_same(load_tensors(str(last / "model.pt")), weights[16])
     best = read_info(str(output / "yolox-1-fold0"))
     scores = {step: read_info(str(tmp_path / "plain" / str(step))).metrics["map_40_findings"] for step in weights}
     assert best.metrics["map_40_findings"] == member.score == max(scores.values())
@@ -99,10 +119,10 @@ def test_a_killed_worker_starts_again_and_ends_with_the_weights_of_an_undisturbe
 
 
 def test_two_workers_report_the_one_score_of_what_they_found_to_an_object_store(
-    prepared: str, ray_session: None, s3_bucket: str
+    prepared: str, learnt: str, ray_session: None, s3_bucket: str
 ) -> None:
     output = f"{s3_bucket}/two"
-    plan = _plan(prepared, workers=(2, 2), steps=24, report_every=8, folds=(1,))
+    plan = _plan(prepared, workers=(2, 2), steps=8, report_every=4, folds=(1,), weights=learnt)
     (member,) = train_plan(plan, output)
     dataset = open_dataset(prepared)
     assert read_members(output, dataset) == [member]
@@ -110,7 +130,7 @@ def test_two_workers_report_the_one_score_of_what_they_found_to_an_object_store(
     assert [each.image_id for each in found] == [truth.image_id for truth in read_truths(dataset, 1)]
     assert evaluate(found, read_truths(dataset, 1)).map_40_findings == pytest.approx(member.score, abs=1e-12)
     info = read_info(f"{output}/yolox-1-fold1")
-    assert info.metrics["map_40_findings"] == member.score
+    assert info.metrics["map_40_findings"] == member.score > 0
     assert info.config == plan.config_of("yolox-1", 1)
     assert storage.read_object(f"{output}/runs/yolox-1-fold1/finished.json")["workers"] == 2
 
@@ -162,6 +182,20 @@ def test_more_than_a_cluster_of_fixed_size_has_is_refused_at_once(prepared: str,
         check_workers(2, {"CPU": 1}, beside=1)
     check_workers(2, {"CPU": 1})
     check_workers(1, {"CPU": 1}, beside=1)
+
+
+def test_a_list_of_checkpoints_that_was_cut_off_or_names_what_is_gone_does_not_end_a_run_for_ever(
+    tmp_path: Path,
+) -> None:
+    run, snapshot = str(tmp_path), tmp_path / "checkpoint_manager_snapshot.json"
+    (tmp_path / "checkpoint_1").mkdir()
+    storage.write_json(f"{run}/stop.json", {"reason": "it was broken"})
+    good = '{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1"}]}'
+    for content, stays in ((good, True), (good[:30], False), ("", False), (good.replace("_1", "_2"), False)):
+        snapshot.write_text(content)
+        _make_ready(run)
+        assert snapshot.exists() == stays, content
+    assert storage.list_names(run) == ["checkpoint_1"]
 
 
 class _Context:

@@ -44,6 +44,7 @@ def make_plan(
     configs: dict[str, TrainConfig],
     settings: Settings,
     *,
+    output: str,
     data: str,
     folds: str,
     workers: str,
@@ -70,7 +71,7 @@ def make_plan(
             weights = plan.config_of(member, fold).weights
             if weights and not storage.exists(weights):
                 raise InputError(f"weights {weights}: no such file or folder")
-    return plan
+    return joined(storage.absolute(output), plan, open_dataset(data))  # a mistake is told before Ray is started
 
 
 def parse_folds(text: str, data: str) -> tuple[int, ...]:
@@ -141,24 +142,27 @@ def claim_output(output: str, plan: TrainingPlan, dataset: PreparedDataset) -> T
 
     Raises InputError when the folder belongs to other configurations or to another dataset. How a plan is carried out may change.
     """
-    location = storage.join(output, "train.json")
-    if storage.exists(location):
-        theirs, fingerprint = _read(output)
-        if fingerprint != dataset.fingerprint:
-            raise InputError(
-                f"{output}: trained on dataset {fingerprint}, {plan.data} is {dataset.fingerprint}; choose another --output"
-            )
-        before, now = (
-            {name: dataclasses.asdict(config) for name, config in of.configs.items()} for of in (theirs, plan)
-        )
-        if before != now:
-            raise InputError(f"{output}: another training ({first_difference(before, now)}); choose another --output")
-        plan = replace(plan, folds=tuple(sorted({*theirs.folds, *plan.folds})))
-    elif storage.list_names(output):
-        raise InputError(f"{output}: the folder is not empty and holds no training; choose another --output")
+    plan = joined(output, plan, dataset)
     content = dataclasses.asdict(plan) | {"schema": SCHEMA, "dataset": dataset.fingerprint}
-    storage.write_json(location, content | {"data": storage.absolute(plan.data)})
+    storage.write_json(storage.join(output, "train.json"), content | {"data": storage.absolute(plan.data)})
     return plan
+
+
+def joined(output: str, plan: TrainingPlan, dataset: PreparedDataset) -> TrainingPlan:
+    """What `claim_output` returns and raises, and nothing is written."""
+    if not storage.exists(storage.join(output, "train.json")):
+        if storage.list_names(output):
+            raise InputError(f"{output}: the folder is not empty and holds no training; choose another --output")
+        return plan
+    theirs, fingerprint = _read(output)
+    if fingerprint != dataset.fingerprint:
+        raise InputError(
+            f"{output}: trained on dataset {fingerprint}, {plan.data} is {dataset.fingerprint}; choose another --output"
+        )
+    before, now = ({name: dataclasses.asdict(config) for name, config in of.configs.items()} for of in (theirs, plan))
+    if before != now:
+        raise InputError(f"{output}: another training ({first_difference(before, now)}); choose another --output")
+    return replace(plan, folds=tuple(sorted({*theirs.folds, *plan.folds})))
 
 
 def read_plan(output: str) -> TrainingPlan:

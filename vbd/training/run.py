@@ -107,6 +107,7 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
             storage_path=runs,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES + halvings),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=plan.keep),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say more; Ray's files keep all
         ),
     )
     try:

@@ -1,5 +1,6 @@
 """The loop on one worker of a Ray Train run."""
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from vbd.data.prepared import open_dataset
 from vbd.errors import InputError, StoreError
 from vbd.records import Batch, Detections
 from vbd.training.best import keep_if_best
-from vbd.training.checkpoint import whole_checkpoints
+from vbd.training.checkpoint import read_info, whole_checkpoints
 from vbd.training.loop import MemoryShort, Ranks, TrainingError, train
 
 # In the folder of a run: how many images go through a detector at a time since memory ran out, and why the run cannot go on.
@@ -37,16 +38,20 @@ def train_worker(task: dict[str, Any]) -> str:
         return str(storage.read_object(storage.join(run, STOP))["reason"])
     config, options = train_config_from(task["config"]), RunOptions(**task["options"])
     micro_batch = _micro_batch(run)
-    if micro_batch and get_context().get_world_rank() == 0:
+    is_first = get_context().get_world_rank() == 0
+    if micro_batch and is_first:
         say(f"memory ran out before: at most {micro_batch} images at a time on each worker")
     with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
         try:
+            resume_from = _earlier(run, Path(parent) / "resume")
+            if resume_from and is_first:
+                say(f"goes on from step {read_info(resume_from).step}")
             train(
                 config,
                 open_dataset(task["data"]),
                 options=options,
                 report=_reporter(run),
-                resume_from=_earlier(run, Path(parent) / "resume"),
+                resume_from=resume_from,
                 ranks=_ranks(),
                 batches=_batches(options),
                 say=say,
@@ -75,7 +80,9 @@ def _batches(options: RunOptions) -> Callable[..., Iterable[Batch]]:
 
 def _teller(name: str) -> Callable[[str], None]:
     def say(text: str) -> None:
-        print("\n".join(f"{name}: {line}" for line in text.splitlines()), flush=True)
+        # Not `print`, which Ray Train also turns into a log record: each line would be told twice.
+        sys.stdout.write("".join(f"{name}: {line}\n" for line in text.splitlines()))
+        sys.stdout.flush()
 
     return say
 
