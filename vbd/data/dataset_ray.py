@@ -8,6 +8,7 @@ see the dataset: on NFS or in an object store.
 
 import contextlib
 import functools
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 _SEGMENT = 1000
 # Batches in flight: for each CPU that makes them, and beside those.
 _AHEAD_PER_CPU, _AHEAD = 2, 4
+# Between two looks of Ray Data at its tasks. It does not rest where all that it may make ahead is made, as is mostly so
+# here, and would keep the training thread, which shares the interpreter with it, waiting.
+_REST_S = 0.005
 # How long the first task may wait for a CPU: where others take turns on all of them, one becomes free sooner.
 _PATIENCE_S = 120.0
 
@@ -123,10 +127,11 @@ def _dataset(share: _Share, steps: range, *, tasks: int, room: int) -> "ray.data
     from ray.data import ExecutionOptions, ExecutionResources
 
     context = ray.data.DataContext.get_current()
-    before = context.execution_options, context.enable_progress_bars
+    before = context.execution_options, context.enable_progress_bars, context.custom_execution_callback_classes
     limits = ExecutionResources.for_limits(cpu=tasks or None, object_store_memory=room)
     context.execution_options = ExecutionOptions(resource_limits=limits, preserve_order=True)
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Rest]
     try:
         numbers = ray.data.range(len(steps), override_num_blocks=len(steps))
         return numbers.map_batches(
@@ -137,7 +142,23 @@ def _dataset(share: _Share, steps: range, *, tasks: int, room: int) -> "ray.data
             num_cpus=1,
         )
     finally:
-        context.execution_options, context.enable_progress_bars = before
+        context.execution_options, context.enable_progress_bars, context.custom_execution_callback_classes = before
+
+
+class _Rest:
+    """What Ray Data calls while it runs a dataset."""
+
+    def before_execution_starts(self, executor: object) -> None:
+        pass
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(_REST_S)
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        pass
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        pass
 
 
 _SCHEMA = pa.schema(
