@@ -19,12 +19,14 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
-class _Terminated(KeyboardInterrupt):
-    """Somebody, or a cluster that takes the machine back, sent SIGTERM."""
+# SIGTERM of somebody, or of a cluster that takes the machine back. Not an exception of its own: what a handler raises
+# arrives as a plain KeyboardInterrupt where Ray has caught it in between.
+_terminated_by: list[int] = []
 
 
 def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated
+    _terminated_by.append(signum)
+    raise KeyboardInterrupt
 
 
 # Read by Ray when it starts, here and in every worker.
@@ -58,9 +60,9 @@ def main(job: Callable[..., Any]) -> None:
         sys.stdout.flush()
     except InputError as error:
         sys.exit(_mistake(error))
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_TERMINATED if isinstance(stop, _Terminated) else EXIT_INTERRUPTED)
+        sys.exit(EXIT_TERMINATED if _terminated_by else EXIT_INTERRUPTED)
     except Exception as error:
         # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
         cause = _input_error_within(error)

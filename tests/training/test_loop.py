@@ -113,15 +113,25 @@ def test_a_checkpoint_of_another_run_is_refused(prepared: str, tmp_path: Path) -
 def test_a_broken_checkpoint_is_refused_in_one_line(prepared: str, tmp_path: Path) -> None:
     train(_of("yolox", steps=2), open_dataset(prepared), options=CPU, report=_Reports(tmp_path))
     folder = tmp_path / "2"
+    description = storage.read_json(str(folder / "config.json"))
     weights = (folder / "model.pt").read_bytes()
-    for data in (weights[: len(weights) // 2], b"", b"cposix\nsystem\n(S'true'\ntR."):
+    code = b"cposix\nsystem\n(S'true'\ntR."
+    for data in (weights[: len(weights) // 2], b"", code):
+        (folder / "model.pt").write_bytes(data)
+        with pytest.raises(InputError, match=rf"model\.pt: truncated, {len(data)} of {len(weights)} bytes"):
+            load_detector(str(folder))
+    (folder / "model.pt").write_bytes(code.ljust(len(weights), b"."))
+    with pytest.raises(InputError, match=r"model\.pt: not the file that was written beside its config\.json"):
+        load_detector(str(folder))
+    # An older checkpoint, which does not tell what its files should be.
+    storage.write_json(str(folder / "config.json"), {k: v for k, v in description.items() if k != "files"})
+    for data in (weights[: len(weights) // 2], b"", code):
         (folder / "model.pt").write_bytes(data)
         with pytest.raises(InputError, match=r"model\.pt: truncated or not a file of weights"):
             load_detector(str(folder))
     torch.save({"weight": torch.ones(1)}, folder / "model.pt")
     with pytest.raises(InputError, match="not the weights of yolox"):
         load_detector(str(folder))
-    description = storage.read_json(str(folder / "config.json"))
     storage.write_json(str(folder / "config.json"), description | {"config_hash": "0" * 16})
     with pytest.raises(InputError, match="not the hash of its config"):
         read_info(str(folder))

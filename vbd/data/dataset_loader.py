@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -30,6 +31,8 @@ from vbd.records import Batch, Target
 MakeBatch = Callable[[int], Batch]
 # Batches that wait for the training thread: of the one thread, and of each process.
 _THREAD_AHEAD, _PROCESS_AHEAD = 2, 4
+# How long the end of a process may take to be seen after its connection broke.
+_DEATH_S = 5.0
 
 
 def made_by_thread(make_batch: MakeBatch, steps: range) -> Generator[Batch, None, None]:
@@ -101,6 +104,10 @@ def _next_item(batches: Iterator[Any], processes: list[BaseProcess]) -> Any:
         return next(batches)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+            raise
+        return _Fault(_why_died(processes))
+    except (ConnectionError, EOFError):  # it died while it handed over a batch
+        if not wait([process.sentinel for process in processes], timeout=_DEATH_S):
             raise
         return _Fault(_why_died(processes))
 
