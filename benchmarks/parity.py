@@ -51,6 +51,7 @@ class Run:
     augmented: bool
     seed: int
     steps: int
+    image_size: int = 128  # pixels of a side that the network sees; of ours
 
 
 def main(
@@ -68,7 +69,7 @@ def main(
     dataset = phantom(place, images=images, size=128, film=320)
     bench = Parity(dataset, Path(results), steps_share)
     print("SYNTHETIC films: scores say whether software learns, nothing about medicine.\n")
-    print("| 128 px, 8 images a step | steps | our loop | library's loop | difference | its choice | verdict |")
+    print("| images of 128 px, 8 a step | steps | our loop | library's loop | difference | its choice | verdict |")
     print("|---|---|---|---|---|---|---|")
     for name in FAMILIES if family == "all" else (family,):
         ours = bench.ours(name) if side in ("ours", "both") else []
@@ -87,12 +88,18 @@ class Parity:
         candidate = next(found for found in smoke().candidates if found.base.detector == family)
         steps = max(1, round(candidate.base.steps * self.steps_share))
         rate = math.sqrt(candidate.learning_rates[0] * candidate.learning_rates[1])
-        return dataclasses.replace(candidate.base, policy="A", learning_rate=rate, steps=steps, report_every=steps)
+        # torchvision's detector enlarges the same images to 320 pixels itself: so does ours.
+        size = 320 if family == "faster_rcnn" else candidate.base.image_size
+        return dataclasses.replace(
+            candidate.base, policy="A", learning_rate=rate, steps=steps, report_every=steps, image_size=size
+        )
 
     def ours(self, family: Family) -> list[float]:
         """Our scores, one for each seed."""
         config = self.config(family)
-        runs = [Run(family, "ours", config.learning_rate, False, seed, config.steps) for seed in SEEDS]
+        runs = [
+            Run(family, "ours", config.learning_rate, False, seed, config.steps, config.image_size) for seed in SEEDS
+        ]
         return [self.score(run, self._train_ours) for run in runs]
 
     def library(self, family: Family) -> tuple[list[float], str]:
@@ -139,7 +146,7 @@ class Parity:
         return float(metrics["map_40_findings"])
 
     def _train_library(self, run: Run) -> float:
-        config = self.config(run.family)
+        config = dataclasses.replace(self.config(run.family), image_size=self.dataset.options.image_size)
         rows = training_rows(
             self.dataset,
             image_size=config.image_size,
