@@ -70,7 +70,9 @@ def make_plan(
         for fold in plan.folds:
             weights = plan.config_of(member, fold).weights
             if weights and not storage.exists(weights):
-                raise InputError(f"weights {weights}: no such file or folder")
+                raise InputError(
+                    f"fold {fold}: weights {weights}: no such file or folder; give another, or --folds that have one"
+                )
     return joined(storage.absolute(output), plan, open_dataset(data))  # a mistake is told before Ray is started
 
 

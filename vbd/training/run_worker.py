@@ -1,5 +1,6 @@
 """The loop on one worker of a Ray Train run."""
 
+import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ def train_worker(task: dict[str, Any]) -> str:
     Returns why the run could not go on, or "". When it is one worker of several that cannot go on, the others may wait for it
     for ever: it writes why, and dies, so that Ray starts all of them again.
     """
+    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)  # a line for every report
     run, say = task["run"], _teller(Path(task["run"]).name)
     if storage.exists(storage.join(run, STOP)):
         return str(storage.read_object(storage.join(run, STOP))["reason"])
