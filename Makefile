@@ -4,18 +4,22 @@ BIN := .venv/bin
 STAMP := .venv/installed
 NAME ?= smoke
 
-.PHONY: tune test check bench parity browser clean
+.PHONY: tune test check bench parity browser prometheus clean
 
 tune: $(STAMP)  ## the main job on the embedded synthetic dataset: raw films to a checked submission.csv
 	$(BIN)/python jobs/tune.py smoke --name $(NAME)
 
-test: $(STAMP) browser  ## every test, the slow ones too
+test: $(STAMP) browser prometheus  ## every test, the slow ones too
 	$(BIN)/python -m pytest
 
 browser:  ## the reports are opened in a headless browser by a test, which is skipped where there is none and no root to add it
 	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
 		&& [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi
+
+prometheus:  ## a test asks it for the metrics of a search; the same holds: skipped where there is none and no root to add it
+	@if ! command -v prometheus >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus >/dev/null; fi
 
 check: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .
@@ -24,10 +28,16 @@ check: $(STAMP)  ## style, format, types
 
 bench: $(STAMP)  ## speed, as ratios within one run; benchmarks/README.md holds the tables
 	$(BIN)/python benchmarks/fusion.py
+	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/metric.py
+	$(BIN)/python benchmarks/submission.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/training_images.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/search_start.py
+	$(BIN)/python benchmarks/search_concurrent.py
+	$(BIN)/python benchmarks/search_halving.py
+	$(BIN)/python benchmarks/search_cluster.py
 
 parity: $(STAMP)  ## final scores of our training loop and of each library's own, on synthetic films: an hour or two of one core
 	$(BIN)/python benchmarks/parity.py --results parity.jsonl

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from vbd.config import (
     train_config_from,
 )
 from vbd.errors import InputError
-from vbd.presets import override, preset_of
+from vbd.presets import preset_of, with_steps
 
 
 def test_the_hash_survives_json_and_sees_every_field() -> None:
@@ -80,17 +81,11 @@ def test_presets_can_be_trained(name: str) -> None:
         check_train_config(candidate.base)
 
 
-def test_override_scales_reports_and_warm_up_with_the_steps() -> None:
-    before = preset_of("smoke").candidates[0].base
-    after = override(preset_of("smoke"), steps=before.steps // 10, seed=3).candidates[0]
-    assert after.base.steps == before.steps // 10
-    assert after.base.report_every == before.report_every // 10
-    assert after.base.warmup_steps == before.warmup_steps // 10
-    assert after.seeds == (3,)
-
-
-def test_override_without_arguments_changes_nothing() -> None:
-    assert override(preset_of("study")) == preset_of("study")
+def test_fewer_steps_keep_the_number_of_reports_and_the_share_of_warm_up() -> None:
+    before = TrainConfig(steps=600, report_every=150, warmup_steps=50)
+    assert with_steps(before, 60) == replace(before, steps=60, report_every=15, warmup_steps=5)
+    assert with_steps(before, 2).report_every == 1
+    assert with_steps(before, before.steps) == before
 
 
 @pytest.mark.parametrize(
@@ -106,11 +101,6 @@ def test_options_that_no_dataset_can_be_prepared_with(fields: dict, told: str) -
     check_prepare_config(PrepareConfig())
     with pytest.raises(InputError, match=told):
         check_prepare_config(PrepareConfig(**fields))
-
-
-def test_override_refuses_nonsense() -> None:
-    with pytest.raises(InputError, match="--trials 0"):
-        override(preset_of("smoke"), trials=0)
 
 
 def test_a_field_at_its_default_does_not_change_the_hash() -> None:

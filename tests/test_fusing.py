@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbd.fusing import CONFIDENCES, weighted_box_fusion
+from vbd.fusing import CONFIDENCES, canonical_order, group_starts, weighted_box_fusion
 
 FOUND_TWICE = [[0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]]
 
@@ -88,3 +88,17 @@ def test_order_of_rows_does_not_matter_even_on_ties(seed, confidence):
     # Rows that are equal in everything may swap places; what a row went into is the same box.
     assert np.array_equal(fused.labels[fused.members[rows]], columns[2][rows])
     assert sorted(fused.members[rows].tolist()) == sorted(shuffled.members.tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0, 1, 16, 17, 200]))
+def test_the_canonical_order_is_that_of_a_sort_by_all_its_keys(seed, n):
+    rng = np.random.default_rng(seed)
+    boxes = rng.integers(0, 3, (n, 4)).astype(float)
+    scores, labels, models = rng.choice([0.2, 0.5], n), rng.integers(0, 2, n), rng.integers(0, 2, n)
+    images, keep = rng.integers(0, 2, n) * 7, rng.uniform(size=n) < 0.9
+    order, starts = canonical_order(boxes, scores, labels, models, images, keep=keep)
+    everything = np.lexsort((np.arange(n), *boxes.T[::-1], models, -scores, labels, images))
+    kept = keep & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    assert order.tolist() == everything[kept[everything]].tolist()
+    assert starts.tolist() == group_starts(images[order], labels[order]).tolist()

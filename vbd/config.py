@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 
-Family = Literal["faster_rcnn", "retinanet", "fcos", "yolox", "efficientdet"]
+# The last is no detector: it tells whether an image is normal, and proposes no boxes.
+Family = Literal["faster_rcnn", "retinanet", "fcos", "yolox", "efficientdet", "classifier"]
 Policy = Literal["A", "B", "C", "D", "E"]
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -21,8 +24,12 @@ ReaderFusion = Literal["wbf", "nmw", "nms", "mean", "union"]
 Layout = Literal["auto", "competition", "yolo", "coco"]
 Sampler = Literal["repeat_factor", "instance_aware", "class_aware"]
 Input = Literal["loader", "ray"]
+Searcher = Literal["random", "grid", "optuna"]
+Scheduler = Literal["halving", "fifo", "population"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
+# Those that find boxes.
+DETECTORS = tuple(family for family in FAMILIES if family != "classifier")
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 # Backbones of torchvision's detectors that come without COCO weights: with `pretrained` their own are ImageNet's.
 _OTHER_RESNETS = (
@@ -40,6 +47,12 @@ VARIANTS: dict[Family, tuple[str, ...]] = {
         *("lite0", "lite1", "lite2", "lite3", "lite3x", "lite4"),
         *("d0", "d1", "d2", "d3", "d4", "d5", "d6", "d7", "d7x"),
         *("torch_d0", "torch_d1", "torch_d2", "torch_d3", "torch_d4", "torch_d5"),
+    ),
+    # timm's names.
+    "classifier": (
+        *("mobilenetv3_small_050", "mobilenetv3_large_100", "resnet18", "resnet50", "densenet121"),
+        *("efficientnet_b0", "tf_efficientnet_b3", "tf_efficientnet_b4", "tf_efficientnet_b5", "tf_efficientnetv2_s"),
+        *("convnext_tiny", "convnext_small"),
     ),
 }
 # Detectors that place anchor boxes; the others learn from points.
@@ -91,6 +104,9 @@ class TrainConfig:
     subset: tuple[int, ...] = ()
     # A box that k of 3 readers drew weighs (k / 3) ** agreement_weight in the loss; 0: all alike.
     agreement_weight: float = 0.0
+    # How the boxes of several readers become one set to learn from; empty: as the dataset was prepared. Validation always
+    # stays with the dataset's own, so that runs can be compared.
+    reader_fusion: ReaderFusion | Literal[""] = ""
 
     # Budget: optimiser steps, images per step, and in how many parts a step goes through the detector.
     steps: int = 20_000
@@ -111,6 +127,12 @@ class TrainConfig:
     multi_scale: float = 0.0
     # Arithmetic of the forward pass.
     precision: Precision = "fp32"
+
+    # A schedule in phases: from step `phase_steps[i]` on, the strength is `phase_strengths[i]` and the learning rate
+    # `phase_rates[i]` times what it would be. Empty: neither changes. What population-based training finds.
+    phase_steps: tuple[int, ...] = ()
+    phase_strengths: tuple[float, ...] = ()
+    phase_rates: tuple[float, ...] = ()
 
     # The fold that is held out for validation.
     fold: int = 0
@@ -167,19 +189,18 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a search varies for one detector family; every tuple is a set of choices."""
+    """What a search varies for one detector family, by fields of TrainConfig; the others stay as in `base`."""
 
     base: TrainConfig
-    policies: tuple[Policy, ...]
-    strengths: tuple[float, ...]
-    # Bounds of a log-uniform draw.
-    learning_rates: tuple[float, float]
-    variants: tuple[str, ...] = ()  # empty: only the base's
-    image_sizes: tuple[int, ...] = ()
-    normal_shares: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    # Trials given to this family by a random or Optuna search.
+    # Values to choose from.
+    choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    # Bounds of a log-uniform draw. A grid keeps the base's value.
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    # Trials given to this family by a random or Optuna search; members of its population.
     trials: int = 8
+    # A grid's extra trials: policies that multiply the data, at full strength, for as many EPOCHS as without augmentation
+    # and so for more steps. It shows how that comparison, which many make, favours them.
+    equal_epochs: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,20 +209,28 @@ class SearchConfig:
 
     preset: str
     candidates: tuple[Candidate, ...]
-    # `random` and `optuna` draw; `grid` runs every combination with the base's learning rate.
-    searcher: Literal["random", "grid", "optuna"] = "random"
-    # `halving` is asynchronous successive halving, within each family; `fifo` stops nobody.
-    scheduler: Literal["halving", "fifo"] = "halving"
+    # `random` and `optuna` draw; `grid` runs every combination of the choices.
+    searcher: Searcher = "random"
+    # `halving` is asynchronous successive halving, within each family; `fifo` stops nobody; `population` trains all at
+    # once, and the worst of a family go on from the best with another strength and learning rate.
+    scheduler: Scheduler = "halving"
     # Halving: no trial is stopped in its first share of the steps; of those at a rung 1 / reduction go on.
-    grace_share: float = 0.25
+    grace_share: float = 1 / 9
     reduction: int = 3
-    # Best trials per family whose checkpoints are kept for the ensemble.
+    # Population: after each such share of the steps the worst quarter is replaced.
+    generation_share: float = 0.2
+    # Best trials per family whose checkpoints are kept for the ensemble; of the others the detections stay.
     keep_per_family: int = 2
+    keep_all: bool = False
     cpus_per_trial: float = 1
     # None: one where the cluster has GPUs when the search starts.
     gpus_per_trial: float | None = None
+    # Processes of each trial; several train by distributed data parallel.
+    workers_per_trial: int = 1
     # Attempts at a trial whose node or process died.
     max_failures: int = 3
+    # A finished run whose leaderboard tells the searcher where to look first; empty: none.
+    warm_start: str = ""
     seed: int = 0
 
 
@@ -270,10 +299,22 @@ def train_config_from(values: dict[str, Any], *, where: str = "config") -> Train
     return config
 
 
+def literals(hint: Any) -> tuple[Any, ...]:
+    """The values that a Literal, or a union of some, allows; empty for other types."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(value for part in get_args(hint) for value in literals(part))
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def in_words(values: tuple[Any, ...]) -> str:
+    """Values that may be chosen, for an error message."""
+    return ", ".join(str(value) or "'' (none)" for value in values)
+
+
 def _check_type(name: str, value: Any, hint: Any, where: str) -> None:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise InputError(f"{where}: {name} is {value!r}; choose one of {', '.join(map(str, get_args(hint)))}")
+    if allowed := literals(hint):
+        if value not in allowed:
+            raise InputError(f"{where}: {name} is {value!r}; choose one of {in_words(allowed)}")
         return
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
@@ -304,6 +345,7 @@ def check_train_config(config: TrainConfig, *, where: str = "config") -> None:
         ("repeat_threshold", 0 <= config.repeat_threshold <= 1, "between 0 and 1"),
         ("subset", set(config.subset) <= set(range(NUM_FINDINGS)), f"labels from 0 to {NUM_FINDINGS - 1}"),
         ("agreement_weight", 0 <= config.agreement_weight <= 4, "between 0 and 4"),
+        *_phase_rules(config),
         ("steps", config.steps > 0, "positive"),
         ("batch_size", config.batch_size > 0, "positive"),
         ("accumulate", 1 <= config.accumulate <= config.batch_size, "between 1 and batch_size"),
@@ -334,4 +376,15 @@ def _anchor_rules(config: TrainConfig) -> tuple[tuple[str, bool, str], ...]:
         ("anchor_smallest", 0 <= config.anchor_smallest <= 0.5, "between 0 and 0.5"),
         ("anchor_per_level", 0 <= config.anchor_per_level <= 8, "between 0 and 8"),
         ("anchor_ratios", all(0.05 <= ratio <= 20 for ratio in config.anchor_ratios), "ratios between 0.05 and 20"),
+    )
+
+
+def _phase_rules(config: TrainConfig) -> tuple[tuple[str, bool, str], ...]:
+    steps, phases = config.phase_steps, len(config.phase_steps)
+    return (
+        ("phase_steps", all(0 < a < b for a, b in pairwise((*steps, config.steps))), "ascending steps below `steps`"),
+        ("phase_strengths", len(config.phase_strengths) == phases, "one for each of phase_steps"),
+        ("phase_strengths", all(0 <= s <= 1 for s in config.phase_strengths), "between 0 and 1"),
+        ("phase_rates", len(config.phase_rates) == phases, "one for each of phase_steps"),
+        ("phase_rates", all(rate > 0 for rate in config.phase_rates), "positive"),
     )

@@ -9,4 +9,17 @@ class InputError(Exception):
 
 
 class StoreError(InputError):
-    """A file that may be fine but cannot be read now: a store out of reach, no permission. It says nothing of the file."""
+    """A place that cannot be read or written now: a store out of reach, a full disk, no permission.
+
+    It says nothing of what lies there, and the same attempt may succeed later.
+    """
+
+
+def input_error_within(error: BaseException | None) -> InputError | None:
+    """The InputError that an exception is or was raised for; libraries wrap what a worker raised."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)  # of Ray, and of Ray Train
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None

@@ -45,6 +45,7 @@ class Prediction(TypedDict):
     boxes: "torch.Tensor"  # float32 (n, 4)
     labels: "torch.Tensor"  # int64 (n,)
     scores: "torch.Tensor"  # float32 (n,), descending
+    no_finding: NotRequired["torch.Tensor"]  # float32 (), P(normal image), of a network that estimates it
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,23 @@ def detections_from_table(table: "pa.Table") -> list[Detections]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished (or failed) configuration of a search."""
+    """One configuration of a search, and how far it came."""
 
-    trial_id: str
+    trial_id: str  # the first digits of the config's hash: the same configuration is the same trial
     config: TrainConfig
     config_hash: str
-    score: float  # map_40_findings on the validation fold at `steps`; NaN when the trial failed
-    steps: int
-    checkpoint: str  # path or URI; empty when there is none
-    status: str = "finished"  # finished, stopped (early), failed
-    reason: str = ""  # why it failed
-    metrics: dict[str, Any] = field(default_factory=dict)
+    score: float  # on the validation fold at `steps` (`vbd.evaluation.score`); NaN when there is none
+    steps: int  # of the best checkpoint
+    checkpoint: str  # path or URI of the best; empty when there is none, or when it was not kept
+    # running, waiting (trained as far as it should be for now), finished, stopped (early, by the scheduler), failed, died
+    # (its process, time and again), refused (by the leaderboard), unfinished (was running when the search ended)
+    status: str = "finished"
+    reason: str = ""  # why it was stopped, failed or refused
+    metrics: dict[str, Any] = field(default_factory=dict)  # the last report
     history: Sequence[dict[str, Any]] = ()  # every report, in order of steps
+    number: int = 0  # in the order in which they were drawn
+    host: str = ""
+    device: str = ""
+    seconds: float = 0.0  # of training, over all attempts, to the last report
+    peak_memory_mb: float = 0.0
+    detections: str = ""  # path or URI of the best checkpoint's detections on the validation fold; kept of every trial

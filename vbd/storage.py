@@ -13,17 +13,20 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vbd.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileInfo, FileSystem
+
+T = TypeVar("T")
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -59,7 +62,9 @@ def filesystem(location: str) -> "tuple[FileSystem, str]":
         if "?" in location:
             return fs.FileSystem.from_uri(location)
         files, root = _open_store(f"{location.partition('://')[0]}://{store}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StoreError(f"{location}: cannot open this store ({_first_line(error)})") from error
+    except ValueError as error:
         raise InputError(f"{location}: cannot open this store ({_first_line(error)})") from error
     return files, f"{root}{slash}{path}".rstrip("/")
 
@@ -115,7 +120,8 @@ def _listing(location: str, *, recursive: bool) -> "list[FileInfo]":
     try:
         return files.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=True))
     except OSError as error:
-        raise InputError(f"{location}: not a folder that can be listed ({_first_line(error)})") from error
+        kind = InputError if is_local(location) else StoreError
+        raise kind(f"{location}: not a folder that can be listed ({_first_line(error)})") from error
 
 
 def read_bytes(location: str) -> bytes:
@@ -267,6 +273,17 @@ def delete_file(location: str) -> None:
         files.delete_file(path)
 
 
+def move_file(source: str, target: str) -> None:
+    """Gives a file another name in the same store, replacing what has it: on a disk by renaming, else by a copy there."""
+    files, path = filesystem(source)
+    _, wanted = filesystem(target)
+    with _faults_told(target):
+        if is_local(target):
+            os.replace(path, wanted)
+        else:
+            files.move(path, wanted)
+
+
 def keep_only(location: str, wanted: Mapping[str, set[str]]) -> None:
     """Removes from each of some folders below a location the files that are not among the names given for it."""
     for part, names in wanted.items():
@@ -289,6 +306,24 @@ def need_space(location: str, wanted_bytes: int) -> None:
         )
 
 
+def patiently(action: Callable[[], T], *, seconds: float, say: Callable[[str], None]) -> T:
+    """What `action` returns; a place out of reach or full is tried again for so long, at growing intervals.
+
+    Raises the last StoreError.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.5
+    while True:
+        try:
+            return action()
+        except StoreError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            say(f"{error}; tried again for {left:.0f} s")
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, 30.0)
+
+
 def stable_hash(text: str) -> int:
     """A 64-bit number that depends on the text alone (Python's `hash` changes with every process)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
@@ -300,8 +335,8 @@ def _faults_told(location: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{location}: no space left on the device; free some or choose another folder") from error
-        raise InputError(f"{location}: cannot be written ({_first_line(error)}); choose another place") from error
+            raise StoreError(f"{location}: no space left on the device; free some or choose another folder") from error
+        raise StoreError(f"{location}: cannot be written ({_first_line(error)}); choose another place") from error
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,6 +11,7 @@ from vbd.augment.balance import (
     box_counts,
     class_aware_factors,
     effective_counts,
+    epoch_multiple,
     instance_aware_factors,
     normals_per_step,
     policy_factors,
@@ -18,6 +19,7 @@ from vbd.augment.balance import (
     sample_indices,
     sampler_factors,
 )
+from vbd.config import POLICIES
 from vbd.errors import InputError
 
 # Of 100 images label 0 is in all, label 1 in 4, label 12 in 1.
@@ -198,3 +200,10 @@ def test_batches_are_always_full(factors: list[float], normals: int, size: int, 
 def test_no_abnormal_image_is_told() -> None:
     with pytest.raises(InputError, match="no training image has a finding"):
         BatchSampler(np.arange(0), np.arange(5), factors=np.ones(0), batch_size=2, normal_share=0.5, seed=0)
+
+
+def test_equal_epochs_multiply_the_steps_by_the_images_of_the_studys_data_sets() -> None:
+    label_sets = [{0, 12}, {3}, {1}, {4}]
+    multiples = {policy: epoch_multiple(policy, label_sets) for policy in POLICIES}
+    assert multiples == {"A": 1, "B": 4, "C": 7, "D": 4, "E": 1}
+    assert epoch_multiple("D", []) == 1

@@ -59,6 +59,18 @@ def test_loader_processes_do_not_change_the_batches(prepared: str) -> None:
     assert_equal(_batches(prepared, config), _batches(prepared, config, loader_workers=2))
 
 
+def test_another_strength_holds_from_its_phase_on(prepared: str) -> None:
+    """Under D it changes which images a step sees, too."""
+    for policy in ("E", "D"):
+        weak, strong = (replace(CONFIG, policy=policy, strength=strength) for strength in (0.2, 1.0))
+        phased = replace(weak, phase_steps=(5,), phase_strengths=(1.0,), phase_rates=(1.0,))
+        batches = _batches(prepared, phased)
+        assert_equal(batches[:5], _batches(prepared, weak)[:5])
+        assert_equal(batches[5:], _batches(prepared, strong)[5:])
+        with pytest.raises(AssertionError):
+            assert_equal(batches[5:], _batches(prepared, weak)[5:])
+
+
 def test_ranks_share_each_batch(prepared: str) -> None:
     whole = _batches(prepared, CONFIG)
     shares = [_batches(prepared, CONFIG, rank=rank, world=2) for rank in range(2)]

@@ -7,7 +7,14 @@ import pytest
 
 from tests.evaluation.images import random_images, renamed
 from vbd.evaluation.average_precision import evaluate
-from vbd.evaluation.intervals import bootstrap, bootstrap_of, paired_difference, replicate, weights_of_replicates
+from vbd.evaluation.intervals import (
+    bootstrap,
+    bootstrap_of,
+    paired_difference,
+    paired_difference_of,
+    replicate,
+    weights_of_replicates,
+)
 from vbd.evaluation.matching import match
 from vbd.labels import CLASS_NAMES, NO_FINDING_NAME
 from vbd.records import Detections, Truth
@@ -93,3 +100,13 @@ def test_what_is_matched_already_has_the_same_intervals():
     detections, truths = images(0.5)
     expected = bootstrap(detections, truths, seed=1, replicates=50)
     assert str(bootstrap_of(match(detections, truths), seed=1, replicates=50)) == str(expected)
+
+
+def test_what_is_matched_already_has_the_same_difference():
+    (better, truths), (worse, _) = images(0.8), images(0.4)
+    matches = [match(detections, truths) for detections in (better, worse)]
+    difference = paired_difference_of(*matches, seed=1, replicates=50, level=0.5)
+    assert str(difference) == str(paired_difference(better, worse, truths, seed=1, replicates=50, level=0.5))
+    first, second = (replicate(each, seed=1, replicates=50)[:, 0] for each in matches)
+    interval = difference.per_class[CLASS_NAMES[0]]
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(first - second, [0.25, 0.75])))

@@ -80,6 +80,14 @@ def policy_factors(label_sets: Sequence[Collection[int]], *, policy: Policy, str
     return np.array([1 + strength * (len(draws_of(policy, labels)) - 1) for labels in label_sets], np.float64)
 
 
+def epoch_multiple(policy: Policy, label_sets: Sequence[Collection[int]]) -> float:
+    """How many times as many images the study's data set of a policy holds as its originals, at full strength.
+
+    A comparison at equal epochs multiplies the steps by it. Pass the abnormal images only; without any it is 1.
+    """
+    return float(np.mean([len(draws_of(policy, labels)) for labels in label_sets])) if len(label_sets) else 1.0
+
+
 def effective_counts(label_sets: Sequence[Collection[int]], factors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Images an epoch shows of each label, (14,), when image i is shown factors[i] times."""
     return factors @ _held(label_sets)

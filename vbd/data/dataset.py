@@ -7,7 +7,7 @@ sees the same data in the same order, whoever makes the batches: a thread beside
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,13 +17,15 @@ from torch.utils.data import Dataset
 
 from vbd import storage
 from vbd.augment.policies import augment
-from vbd.config import TrainConfig
+from vbd.config import ReaderFusion, TrainConfig
 from vbd.data.dataset_cache import CachedRows
 from vbd.data.dataset_loader import made_by_processes, made_by_thread
-from vbd.data.dataset_sampling import choose_images, sampling_table, training_sampler
+from vbd.data.dataset_sampling import TrainingSampler, choose_images, sampling_table
 from vbd.data.images import resize_square
-from vbd.data.prepared import Part, PreparedDataset, in_part, read_rows
+from vbd.data.prepared import Part, PreparedDataset, in_part
+from vbd.data.relabelling import read_labels, relabel
 from vbd.errors import InputError
+from vbd.phases import strength_at
 from vbd.records import Batch, Row, Target
 
 # The competition's images were read by three radiologists each.
@@ -33,11 +35,19 @@ _READERS = 3
 class Images(Dataset[Row]):
     """Random access to the rows of some part of a dataset, decoded, at the wanted size."""
 
-    def __init__(self, dataset: PreparedDataset, part: Part, *, image_size: int, without_fold: int | None = None):
-        """`part` as in `read_truths`; `without_fold` takes one fold out of `"train"`."""
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        part: Part,
+        *,
+        image_size: int,
+        without_fold: int | None = None,
+        reader_fusion: ReaderFusion | Literal[""] = "",
+    ):
+        """`part` as in `read_truths`; `without_fold` takes one fold out of `"train"`; `reader_fusion` as in TrainConfig."""
         self.dataset = dataset
         self.image_size = image_size
-        self._cached = CachedRows(dataset)
+        self._cached = CachedRows(dataset, relabel(dataset, reader_fusion))
         self._rows = _rows_of(self._cached.columns.folds, part, without_fold)
         if not len(self._rows):
             raise InputError(f"{dataset.location}: no images in {_part_name(part)}")
@@ -84,11 +94,17 @@ class BatchMaker:
     def __init__(self, dataset: PreparedDataset, config: TrainConfig, *, rank: int = 0, world: int = 1):
         """Raises InputError when the config's fold or subset leaves no image to train on."""
         self.config, self.rank, self.world = config, rank, world
-        self.images = Images(dataset, "train", image_size=config.image_size, without_fold=config.fold)
+        self.images = Images(
+            dataset,
+            "train",
+            image_size=config.image_size,
+            without_fold=config.fold,
+            reader_fusion=config.reader_fusion,
+        )
         box_labels = self.images.box_labels
         chosen = choose_images(box_labels, config)
         self._normal, self._abnormal = chosen.normal, chosen.abnormal
-        self._sampler = training_sampler(box_labels, config, world=world)
+        self._sampler = TrainingSampler(box_labels, config, world=world)
 
     def __call__(self, step: int) -> Batch:
         return collate(self.rows(step), self.config.agreement_weight)
@@ -103,7 +119,7 @@ class BatchMaker:
         """The row after the policy: what it draws depends on (seed, step, place in the whole batch, image id) alone."""
         row = self.images[index]
         rng = np.random.default_rng([self.config.seed, step, place, storage.stable_hash(row["image_id"])])
-        policy, strength = self.config.policy, self.config.strength
+        policy, strength = self.config.policy, strength_at(step, self.config)
         try:
             return augment(row, policy=policy, strength=strength, rng=rng, draw_partner=self._draw_partner)
         except Exception as error:
@@ -165,7 +181,7 @@ def describe_sampling(dataset: PreparedDataset, config: TrainConfig) -> str:
     The last columns: images of the class per epoch of the abnormal images, the share of its boxes among all shown, and
     images of it in 1,000 steps. The pictures that mosaic, cutmix and mixup add to an image are not counted.
     """
-    table = read_rows(dataset, ["fold", "labels"])
+    table = read_labels(dataset, config.reader_fusion, ["fold", "labels"])
     labels: list[Any] = table["labels"].to_pylist()
     rows = _rows_of(table["fold"].to_numpy(), "train", config.fold)
     return sampling_table([labels[row] for row in rows], config)

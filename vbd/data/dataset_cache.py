@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vbd.boxes import Boxes
@@ -83,8 +84,10 @@ def _with_large_images(schema: pa.Schema) -> pa.Schema:
 class CachedRows:
     """Random access to the rows of a dataset's copy on this node; each process opens the file for itself."""
 
-    def __init__(self, dataset: PreparedDataset):
+    def __init__(self, dataset: PreparedDataset, labels: pa.Table | None = None):
+        """`labels` (`relabelling.relabel`) stand in for those of the copy, and travel along to other processes."""
         self.path = cache_rows(dataset)
+        self._labels = labels
         self._opened: _Opened | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,7 +97,7 @@ class CachedRows:
     def columns(self) -> "_Opened":
         """The columns; raises InputError when the file is damaged."""
         if self._opened is None:
-            self._opened = _open(self.path)
+            self._opened = _open(self.path, self._labels)
         return self._opened
 
     def row(self, index: int) -> Row:
@@ -148,11 +151,13 @@ class _Opened:
     image_starts: NDArray[np.int64]
 
 
-def _open(path: Path) -> _Opened:
+def _open(path: Path, labels: pa.Table | None) -> _Opened:
     """Only the offsets of the images are looked at, not their bytes: those are checked when they are decoded."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)
+        if labels is not None:
+            table = _with_labels(table, labels)
         chunks = table["image"].chunks
         return _Opened(
             image_ids=table["image_id"].to_pylist(),
@@ -168,6 +173,14 @@ def _open(path: Path) -> _Opened:
         raise InputError(f"{path}: the copy of the dataset was deleted; start again, it is made anew") from None
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise InputError(f"{path}: not readable ({str(error).splitlines()[0]}); {_MENDED}") from error
+
+
+def _with_labels(table: pa.Table, labels: pa.Table) -> pa.Table:
+    """The rows with the columns of `labels`, joined by id: the copy is in the order of the shards."""
+    place = pc.index_in(table["image_id"], labels["image_id"].combine_chunks())
+    for name in ("boxes", "labels", "readers"):
+        table = table.set_column(table.column_names.index(name), name, labels[name].take(place))
+    return table
 
 
 def _ragged(lists: pa.ListArray) -> _Ragged:

@@ -17,6 +17,7 @@ from vbd.augment.balance import (
 from vbd.config import TrainConfig
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
+from vbd.phases import strength_at
 
 BoxLabels = Sequence[Sequence[int]]
 
@@ -43,33 +44,48 @@ def choose_images(box_labels: BoxLabels, config: TrainConfig) -> TrainingImages:
     return TrainingImages(np.flatnonzero(chosen), np.flatnonzero(is_normal))
 
 
-def image_factors(box_labels: BoxLabels, config: TrainConfig) -> NDArray[np.float64]:
+def image_factors(box_labels: BoxLabels, config: TrainConfig, *, strength: float) -> NDArray[np.float64]:
     """How often an epoch shows each of some abnormal images, (n,): what the sampler and the policy multiply."""
     factors = sampler_factors(box_labels, sampler=config.sampler, threshold=config.repeat_threshold)
-    return factors * policy_factors(box_labels, policy=config.policy, strength=config.strength)
+    return factors * policy_factors(box_labels, policy=config.policy, strength=strength)
 
 
-def training_sampler(box_labels: BoxLabels, config: TrainConfig, *, world: int = 1) -> BatchSampler:
-    """Which images each step sees, when `world` ranks share a batch."""
-    images = choose_images(box_labels, config)
-    return BatchSampler(
-        images.abnormal,
-        images.normal,
-        factors=image_factors([box_labels[i] for i in images.abnormal], config),
-        batch_size=config.batch_size,
-        normal_share=config.normal_share,
-        seed=config.seed,
-        world=world,
-    )
+class TrainingSampler:
+    """Which images each step sees, when `world` ranks share a batch.
+
+    Under policy D the factors follow the strength, so each strength of the config's schedule has a sampler of its own;
+    a step is at the same place in all of them, which makes its images a function of the step and its strength alone.
+    """
+
+    def __init__(self, box_labels: BoxLabels, config: TrainConfig, *, world: int = 1) -> None:
+        self._config = config
+        images = choose_images(box_labels, config)
+        abnormal = [box_labels[i] for i in images.abnormal]
+        self._samplers = {
+            strength: BatchSampler(
+                images.abnormal,
+                images.normal,
+                factors=image_factors(abnormal, config, strength=strength),
+                batch_size=config.batch_size,
+                normal_share=config.normal_share,
+                seed=config.seed,
+                world=world,
+            )
+            for strength in {strength_at(step, config) for step in (0, *config.phase_steps)}
+        }
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """The images of a step, (batch_size,)."""
+        return self._samplers[strength_at(step, self._config)].batch(step)
 
 
 def sampling_table(box_labels: BoxLabels, config: TrainConfig) -> str:
-    """What `describe_sampling` prints, for images with these labels of boxes."""
+    """What `describe_sampling` prints, for images with these labels of boxes, at the config's first strength."""
     images = choose_images(box_labels, config)
     abnormal = [box_labels[i] for i in images.abnormal]
     if not abnormal:
         raise InputError("no training image has a finding; check the annotations or choose another fold")
-    factors = image_factors(abnormal, config)
+    factors = image_factors(abnormal, config, strength=config.strength)
     counts = box_counts(abnormal)
     normals = normals_per_step(config.batch_size, config.normal_share if len(images.normal) else 0.0)
     steps_per_epoch = factors.sum() / (config.batch_size - normals)

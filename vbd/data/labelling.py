@@ -103,12 +103,7 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
     train_ids = sorted(set(images.loc[images["split"] == "train", "image_id"]) & set(trios))
     test_ids = sorted(images.loc[images["split"] == "test", "image_id"])
     drawn = found.readings[found.readings["image_id"].isin(train_ids) & found.readings["rad_id"].isin(heard["rad_id"])]
-    is_inside = _is_inside(drawn, hw)
-    fused = fuse_readers(
-        drawn[is_inside], method=config.fusion, iou_threshold=config.fusion_iou, min_readers=config.min_readers
-    )
-    lost = set(drawn.loc[~is_inside, "image_id"])
-    labelled, refused = _labelled_images(train_ids, fused, hw, paths, config, lost=lost)
+    labelled, refused = fuse_images(train_ids, drawn, hw, paths, config)
     hashes = {i: bytes.fromhex(facts[i].perceptual_hash) for i in (*labelled, *test_ids) if facts[i].perceptual_hash}
     groups = near_duplicate_groups(hashes, {i: facts[i].sha256 for i in (*labelled, *test_ids)})
     label_sets = {image_id: set(image.labels.tolist()) for image_id, image in labelled.items()}
@@ -124,8 +119,25 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
         truth=None if found.truth is None else _with_truth(test, found.truth, config),
         groups=groups,
         folds=fold_table(folds, label_sets, trios, groups=groups),
-        rejects=[*rejects, *_beyond(drawn[~is_inside], hw, paths), *refused],
+        rejects=[*rejects, *refused],
     )
+
+
+def fuse_images(
+    image_ids: Sequence[str],
+    drawn: "pd.DataFrame",
+    hw: Mapping[str, tuple[int, int]],
+    paths: Mapping[str, str],
+    config: PrepareConfig,
+) -> tuple[dict[str, LabelledImage], list[Reject]]:
+    """Readings of these images by the readers who are heard, to the labelled images by id; the rest becomes rejects."""
+    is_inside = _is_inside(drawn, hw)
+    fused = fuse_readers(
+        drawn[is_inside], method=config.fusion, iou_threshold=config.fusion_iou, min_readers=config.min_readers
+    )
+    lost = set(drawn.loc[~is_inside, "image_id"])
+    labelled, refused = _labelled_images(image_ids, fused, hw, paths, config, lost=lost)
+    return labelled, [*_beyond(drawn[~is_inside], hw, paths), *refused]
 
 
 def _original_sizes(found: Source, facts: Mapping[str, ImageFacts]) -> tuple[dict[str, tuple[int, int]], list[Reject]]:

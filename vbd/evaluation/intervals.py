@@ -72,8 +72,15 @@ def paired_difference(
 ) -> Intervals:
     """Intervals of first minus second, both weighed on the same replicates of the same images."""
     matches = [match(detections, truths, iou_threshold=iou_threshold) for detections in (first, second)]
-    estimates = [with_means(average_precisions(each)[None]) for each in matches]
-    values = [with_means(replicate(each, seed=seed, replicates=replicates)) for each in matches]
+    return paired_difference_of(*matches, seed=seed, replicates=replicates, level=level)
+
+
+def paired_difference_of(
+    first: Matches, second: Matches, *, seed: int, replicates: int = 1_000, level: float = 0.95
+) -> Intervals:
+    """`paired_difference` of what is matched already, both with the same ground truth in the same order."""
+    estimates = [with_means(average_precisions(each)[None]) for each in (first, second)]
+    values = [with_means(replicate(each, seed=seed, replicates=replicates)) for each in (first, second)]
     return _named(estimates[0] - estimates[1], values[0] - values[1], level)
 
 

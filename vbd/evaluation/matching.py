@@ -125,10 +125,9 @@ def judge(
     # COCO looks at the ignored truths last, VOC at all of them in their own order.
     truth_order = np.lexsort((is_ignored, keys)) if coco else np.argsort(keys, kind="stable")
     ends = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=NUM_CLASSES * num_images))])
-    kernel = _coco_kernel() if coco else _voc_kernel()
     detections = ranking.rows, ranking.images, ranking.starts, found.boxes
     truths = wanted.boxes[truth_order], is_ignored[truth_order], ends
-    return kernel(*detections, *truths, num_images, float(iou_threshold), is_outside)
+    return _judge_kernel()(*detections, *truths, num_images, float(iou_threshold), is_outside, coco)
 
 
 def count_truths(wanted: FlatBoxes, num_images: int, ignored: Ignored | None = None) -> NDArray[np.int64]:
@@ -249,13 +248,8 @@ def _rank_kernel() -> Callable:
 
 
 @functools.cache
-def _voc_kernel() -> Callable:
-    return _compiled(_judge_voc)
-
-
-@functools.cache
-def _coco_kernel() -> Callable:
-    return _compiled(_judge_coco)
+def _judge_kernel() -> Callable:
+    return _compiled(_judge)
 
 
 def _rank(keys: NDArray, labels: NDArray) -> NDArray:
@@ -281,7 +275,7 @@ def _rank(keys: NDArray, labels: NDArray) -> NDArray:
     return rows
 
 
-def _judge_voc(
+def _judge(
     rows: NDArray,
     images: NDArray,
     starts: NDArray,
@@ -292,8 +286,11 @@ def _judge_voc(
     num_images: int,
     threshold: float,
     is_outside: NDArray,
+    coco: bool,
 ) -> NDArray:
-    """Verdicts by VOC's rule; truths of class c in image i are rows ends[k] to ends[k + 1] with k = c * images + i."""
+    """Verdicts by VOC's or by COCO's rule; truths of class c in image i are rows ends[k] to ends[k + 1] with
+    k = c * images + i, for COCO's rule the ignored ones last among them.
+    """
     verdicts = np.zeros(len(rows), np.int8)
     taken = np.zeros(len(truths), np.bool_)
     label = 0
@@ -303,6 +300,11 @@ def _judge_voc(
         row, key = rows[place], label * num_images + images[place]
         best, best_iou = -1, threshold
         for t in range(ends[key], ends[key + 1]):
+            if coco:  # VOC looks at all truths, whether they are still free or not
+                if taken[t]:
+                    continue
+                if best >= 0 and is_ignored[t] and not is_ignored[best]:
+                    break
             width = min(boxes[row, 2], truths[t, 2]) - max(boxes[row, 0], truths[t, 0])
             height = min(boxes[row, 3], truths[t, 3]) - max(boxes[row, 1], truths[t, 1])
             if width <= 0 or height <= 0:
@@ -310,56 +312,15 @@ def _judge_voc(
             area = (boxes[row, 2] - boxes[row, 0]) * (boxes[row, 3] - boxes[row, 1])
             truth_area = (truths[t, 2] - truths[t, 0]) * (truths[t, 3] - truths[t, 1])
             iou = width * height / (area + truth_area - width * height)
-            if iou > best_iou:  # the earlier truth wins a tie
-                best, best_iou = t, iou
-        if best >= 0 and is_ignored[best]:
-            verdicts[place] = 2
-        elif best >= 0 and not taken[best]:
-            verdicts[place] = 1
-            taken[best] = True
-        elif best < 0 and len(is_outside) and is_outside[row]:
-            verdicts[place] = 2
-    return verdicts
-
-
-def _judge_coco(
-    rows: NDArray,
-    images: NDArray,
-    starts: NDArray,
-    boxes: NDArray,
-    truths: NDArray,
-    is_ignored: NDArray,
-    ends: NDArray,
-    num_images: int,
-    threshold: float,
-    is_outside: NDArray,
-) -> NDArray:
-    """Verdicts by COCO's rule; arguments as in `_judge_voc`, the ignored truths last among those of a class and image."""
-    verdicts = np.zeros(len(rows), np.int8)
-    taken = np.zeros(len(truths), np.bool_)
-    label = 0
-    for place in range(len(rows)):
-        while place == starts[label + 1]:
-            label += 1
-        row, key = rows[place], label * num_images + images[place]
-        best, best_iou = -1, threshold
-        for t in range(ends[key], ends[key + 1]):
-            if taken[t]:
-                continue
-            if best >= 0 and is_ignored[t] and not is_ignored[best]:
-                break
-            width = min(boxes[row, 2], truths[t, 2]) - max(boxes[row, 0], truths[t, 0])
-            height = min(boxes[row, 3], truths[t, 3]) - max(boxes[row, 1], truths[t, 1])
-            if width <= 0 or height <= 0:
-                continue
-            area = (boxes[row, 2] - boxes[row, 0]) * (boxes[row, 3] - boxes[row, 1])
-            truth_area = (truths[t, 2] - truths[t, 0]) * (truths[t, 3] - truths[t, 1])
-            iou = width * height / (area + truth_area - width * height)
-            if iou >= best_iou:  # the later truth wins a tie
+            if iou >= best_iou and (coco or iou > best_iou):  # a tie: the later truth wins by COCO, the earlier by VOC
                 best, best_iou = t, iou
         if best >= 0:
-            verdicts[place] = 2 if is_ignored[best] else 1
-            taken[best] = True
+            if is_ignored[best]:
+                verdicts[place] = 2
+                taken[best] = True
+            elif not taken[best]:
+                verdicts[place] = 1
+                taken[best] = True
         elif len(is_outside) and is_outside[row]:
             verdicts[place] = 2
     return verdicts
