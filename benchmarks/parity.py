@@ -87,19 +87,15 @@ class Parity:
         """Our side: the smoke preset without augmentation, at the middle of its range of learning rates, untuned."""
         candidate = next(found for found in smoke().candidates if found.base.detector == family)
         steps = max(1, round(candidate.base.steps * self.steps_share))
-        rate = math.sqrt(candidate.learning_rates[0] * candidate.learning_rates[1])
-        # torchvision's detector enlarges the same images to 320 pixels itself: so does ours.
-        size = 320 if family == "faster_rcnn" else candidate.base.image_size
-        return dataclasses.replace(
-            candidate.base, policy="A", learning_rate=rate, steps=steps, report_every=steps, image_size=size
-        )
+        rate = math.sqrt(math.prod(candidate.ranges["learning_rate"]))
+        return dataclasses.replace(candidate.base, policy="A", learning_rate=rate, steps=steps, report_every=steps)
 
     def ours(self, family: Family) -> list[float]:
         """Our scores, one for each seed."""
         config = self.config(family)
-        runs = [
-            Run(family, "ours", config.learning_rate, False, seed, config.steps, config.image_size) for seed in SEEDS
-        ]
+        # torchvision's detector enlarges the same images to 320 pixels itself: so does ours.
+        size = 320 if family == "faster_rcnn" else config.image_size
+        runs = [Run(family, "ours", config.learning_rate, False, seed, config.steps, size) for seed in SEEDS]
         return [self.score(run, self._train_ours) for run in runs]
 
     def library(self, family: Family) -> tuple[list[float], str]:
@@ -140,13 +136,13 @@ class Parity:
     def _train_ours(self, run: Run) -> float:
         from vbd.training.loop import train
 
-        config = dataclasses.replace(self.config(run.family), seed=run.seed)
+        config = dataclasses.replace(self.config(run.family), seed=run.seed, image_size=run.image_size)
         options = RunOptions(device="cpu", threads=1)
         metrics: dict[str, Any] = train(config, self.dataset, options=options, report=lambda *_: None)
         return float(metrics["map_40_findings"])
 
     def _train_library(self, run: Run) -> float:
-        config = dataclasses.replace(self.config(run.family), image_size=self.dataset.options.image_size)
+        config = self.config(run.family)
         rows = training_rows(
             self.dataset,
             image_size=config.image_size,

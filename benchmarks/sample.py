@@ -21,7 +21,7 @@ def phantom(folder: Path, *, images: int, size: int, film: int) -> PreparedDatas
     if (prepared / "dataset.json").exists():
         return open_dataset(str(prepared))
     write_phantom(raw, images=images, test_images=0, size=film, processes=2)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     dataset = prepare(str(raw), str(prepared), PrepareConfig(image_size=size))
     ray.shutdown()
     return dataset

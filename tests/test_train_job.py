@@ -1,7 +1,6 @@
 """jobs/train.py as its user runs it."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.mistakes import mistake_of
 from vbd import storage
-from vbd.cli import main
 from vbd.config import RunOptions
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.evaluation.average_precision import evaluate
@@ -29,18 +28,6 @@ SHORT = ("image_size=64", "batch_size=4", "steps=16", "warmup_steps=1", "report_
 
 def _flags(prepared: str, *more: str) -> list[str]:
     return ["--data", prepared, "--output", "out", *(word for item in SHORT for word in ("--set", item)), *more]
-
-
-def _mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The one line that a wrong command tells; Ray is not started for it."""
-    monkeypatch.setattr("vbd.cli.connect", lambda: pytest.fail("Ray was started"))
-    job: Any = runpy.run_path(str(JOB))["train"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    with pytest.raises(SystemExit) as stop:
-        main(job)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 @pytest.mark.parametrize(
@@ -68,7 +55,7 @@ def test_a_wrong_command_is_told_in_one_line_before_ray_is_started(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in _mistake(monkeypatch, capsys, *_flags(prepared, *more))
+    assert told in mistake_of("train", monkeypatch, capsys, *_flags(prepared, *more))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,8 +63,8 @@ def test_the_dataset_and_something_to_resume_are_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "--data: give the prepared dataset" in _mistake(monkeypatch, capsys, "--output", "out")
-    assert "out: no train.json" in _mistake(monkeypatch, capsys, "--output", "out", "--resume")
+    assert "--data: give the prepared dataset" in mistake_of("train", monkeypatch, capsys, "--output", "out")
+    assert "out: no train.json" in mistake_of("train", monkeypatch, capsys, "--output", "out", "--resume")
 
 
 def _run(command: list[str], cwd: Path) -> str:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.models.test_contract import build, family, mixed_batch, one_thread  # noqa: F401
-from vbd.models import WEIGHTED
 
 # Where each family's losses of classes and boxes stand.
 PARTS = ("class", "box")
@@ -18,10 +17,6 @@ def losses(family, weights: list[list[float]] | None):  # noqa: F811
         targets = [target | {"weights": torch.tensor(w)} for target, w in zip(targets, weights, strict=True)]
     torch.manual_seed(3)
     return model, model(images, targets)
-
-
-def test_every_family_heeds_weights(family):  # noqa: F811
-    assert family in WEIGHTED
 
 
 def test_weights_of_one_change_no_bit(family):  # noqa: F811

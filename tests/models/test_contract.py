@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vbd.boxes import hflip
-from vbd.config import FAMILIES, VARIANTS, Family
+from vbd.config import DETECTORS, VARIANTS, Family
 from vbd.errors import InputError
 from vbd.models import build_detector
 from vbd.records import Target
@@ -29,7 +29,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=DETECTORS)
 def family(request) -> Family:
     return request.param
 
@@ -77,7 +77,7 @@ def train(model, steps: int, *, learning_rate: float) -> list[float]:
 def trained_models():
     """One model of each family after a few steps, and the losses on the way: training costs the most time here."""
     models = {}
-    for family in FAMILIES:
+    for family in DETECTORS:
         model = build(family)
         models[family] = model, train(model, STEPS[family], learning_rate=LEARNING_RATE[family])
     return models
@@ -281,7 +281,7 @@ def test_unknown_variant_and_bad_size_are_input_errors(family):
         build_detector(family, variant=VARIANTS[family][0], image_size=100)
 
 
-@pytest.mark.parametrize(("name", "variant"), [(name, variant) for name in FAMILIES for variant in VARIANTS[name]])
+@pytest.mark.parametrize(("name", "variant"), [(name, variant) for name in DETECTORS for variant in VARIANTS[name]])
 def test_every_variant_is_built(name, variant):
     with torch.device("meta"):  # shapes only: the largest has 77 million weights
         model = build_detector(name, variant=variant, image_size=512)

@@ -20,7 +20,7 @@ def test_the_best_checkpoint_stays_and_a_copy_that_was_cut_off_leaves_the_one_be
     run = str(tmp_path / "run")
     assert best_of(run) is None
     for step, score in ((2, 0.1), (4, 0.3), (6, 0.3), (8, 0.2), (10, None), (12, float("nan"))):
-        keep_if_best(run, _checkpoint(tmp_path, step), {"step": step, "map_40_findings": score})
+        keep_if_best(run, _checkpoint(tmp_path, step), {"step": step, "score": score})
     best = best_of(run)
     assert best is not None
     assert (best.step, best.score, Path(best.folder, "model.pt").read_text()) == (4, 0.3, "4")
@@ -33,8 +33,8 @@ def test_the_best_checkpoint_stays_and_a_copy_that_was_cut_off_leaves_the_one_be
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
-            keep_if_best(run, made, {"step": 14, "map_40_findings": 0.9})
+            keep_if_best(run, made, {"step": 14, "score": 0.9})
     assert best_of(run) == best
     assert Path(best.folder, "model.pt").read_text() == "4"
-    keep_if_best(run, made, {"step": 14, "map_40_findings": 0.9})
+    keep_if_best(run, made, {"step": 14, "score": 0.9})
     assert storage.list_names(run) == ["best-00000014", "best.json"]

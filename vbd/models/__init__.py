@@ -14,28 +14,28 @@ precision wants them all. It does not depend on the other images of the batch, a
 without it. All layers are trained, with ordinary BatchNorm. `images` may be of any side that is a multiple of
 `vbd.config.size_multiple`, whatever `image_size` was.
 
+A classifier is a detector that finds no boxes: its predictions carry `no_finding`, P(normal image).
+
 `detector.backbone` is the part that was trained as a classifier: it can be frozen, or learn more slowly.
 `detector.first_weights` says what it started from (`vbd.models.weights.FirstWeights`); None: random weights.
-A target's `weights`, where it has them, say what each box counts in the loss of the families in `WEIGHTED`: a box of
-weight 0 is neither learnt nor learnt to be nothing. They do not change what a sum is divided by. The network's layout in
-memory (`detector.to(memory_format=...)`) is that of its input too.
+A target's `weights`, where it has them, say what each box counts in the loss: a box of weight 0 is neither learnt nor
+learnt to be nothing. They do not change what a sum is divided by. The network's layout in memory
+(`detector.to(memory_format=...)`) is that of its input too.
 """
 
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
-from vbd.config import FAMILIES, VARIANTS, Anchors, Family, TrainConfig, anchors_of, size_multiple
+from vbd.config import VARIANTS, Anchors, Family, TrainConfig, anchors_of, size_multiple
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 
 if TYPE_CHECKING:
+    from vbd.models.classifier import Classifier
     from vbd.models.efficientdet import EfficientDet
     from vbd.models.torchvision_detectors import FasterRCNN, OneStage
     from vbd.models.yolox import YOLOX
 
-    Detector: TypeAlias = FasterRCNN | OneStage | YOLOX | EfficientDet
-
-# Families whose losses heed the weights of boxes.
-WEIGHTED: tuple[Family, ...] = FAMILIES
+    Detector: TypeAlias = FasterRCNN | OneStage | YOLOX | EfficientDet | Classifier
 
 
 def build_detector(
@@ -97,6 +97,10 @@ def _build(
             return EfficientDet(
                 variant, image_size=image_size, num_classes=num_classes, anchors=anchors, pretrained=pretrained
             )
+        case "classifier":
+            from vbd.models.classifier import Classifier
+
+            return Classifier(variant, num_classes=num_classes, pretrained=pretrained)
         case _:
             assert_never(name)
 

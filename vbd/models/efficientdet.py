@@ -15,7 +15,7 @@ from vbd.config import Anchors
 from vbd.models.box_weights import box_weights, by_weight
 from vbd.models.dense import positives_to_divide_by, select
 from vbd.models.pixels import per_pixel
-from vbd.models.weights import FirstWeights, fetching, hub_file, load_fitting
+from vbd.models.weights import FirstWeights, fetch_tensors, load_fitting, timm_url
 from vbd.records import Prediction, Target
 
 if TYPE_CHECKING:
@@ -238,24 +238,10 @@ def _load_published(detector: EfficientDet, variant: str) -> FirstWeights:
     url, file = config.url, config.url.rsplit("/", 1)[-1]
     source = f"COCO weights of effdet ({url})"
     if not url:
-        url, file = _backbone_url(config.backbone_name)
+        url, file = timm_url(config.backbone_name)
         source = f"ImageNet weights of timm ({url})"
-    with fetching(f"efficientdet {variant}", url=url, path=hub_file(file)):
-        tensors = torch.hub.load_state_dict_from_url(
-            url, file_name=file, progress=False, map_location="cpu", weights_only=True
-        )
+    tensors = fetch_tensors(f"efficientdet {variant}", url=url, file=file)
     return load_fitting(detector, tensors, source=source)
-
-
-def _backbone_url(name: str) -> tuple[str, str]:
-    """Where timm has a backbone's weights, and under which name its file is kept."""
-    import timm
-    from huggingface_hub import hf_hub_url
-
-    published = timm.models.get_pretrained_cfg(name)
-    if published.url:
-        return published.url, published.url.rsplit("/", 1)[-1]
-    return hf_hub_url(published.hf_hub_id, "pytorch_model.bin"), f"{published.hf_hub_id.rsplit('/', 1)[-1]}.bin"
 
 
 def _per_anchor(levels: list[Tensor], channels: int) -> Tensor:

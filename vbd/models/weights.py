@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vbd import storage
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 
 # Seconds without an answer after which a download has failed.
 _PATIENCE_S = 20
@@ -164,22 +164,44 @@ def hub_file(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
+def timm_url(name: str) -> tuple[str, str]:
+    """Where timm has a network's weights, and under which name its file is kept."""
+    import timm
+    from huggingface_hub import hf_hub_url
+
+    published = timm.models.get_pretrained_cfg(name)
+    if published.url:
+        return published.url, published.url.rsplit("/", 1)[-1]
+    return hf_hub_url(published.hf_hub_id, "pytorch_model.bin"), f"{published.hf_hub_id.rsplit('/', 1)[-1]}.bin"
+
+
+def fetch_tensors(what: str, *, url: str, file: str) -> dict[str, Tensor]:
+    """The weights at an address, kept as `file` by torch's hub; raises as `fetching` does."""
+    with fetching(what, url=url, path=hub_file(file)):
+        return torch.hub.load_state_dict_from_url(
+            url, file_name=file, progress=False, map_location="cpu", weights_only=True
+        )
+
+
 @contextlib.contextmanager
 def fetching(what: str, *, url: str, path: Path) -> Iterator[None]:
-    """Turns a failed download of `url` into one line that says where its file may be put by hand, and as what."""
+    """Turns a failed download of `url` into one line that says where its file may be put by hand, and as what.
+
+    A StoreError: another attempt may succeed, and a search must not take it for a fault of the trial.
+    """
     was_there, patience = path.exists(), socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE_S)  # torch's hub waits for minutes
     try:
         yield
     except (OSError, http.client.HTTPException, *_BROKEN) as error:
         if was_there:
-            line = f"{path} is broken or not the file of {url} ({_reason(error)}); remove it or fetch it again"
-        else:
-            line = (
-                f"cannot fetch {url} ({_reason(error)}); train without pretrained weights, "
-                f"or fetch the file elsewhere and put it into {path.parent} as {path.name}"
-            )
-        raise InputError(f"{what}: {line}") from error
+            raise InputError(
+                f"{what}: {path} is broken or not the file of {url} ({_reason(error)}); remove it or fetch it again"
+            ) from error
+        raise StoreError(
+            f"{what}: cannot fetch {url} ({_reason(error)}); train without pretrained weights, "
+            f"or fetch the file elsewhere and put it into {path.parent} as {path.name}"
+        ) from error
     finally:
         socket.setdefaulttimeout(patience)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vbd import storage
+from vbd.evaluation.score import SCORE
 
-METRIC = "map_40_findings"
 _POINTER = "best.json"
 
 
@@ -23,7 +23,7 @@ class Best:
 
 def score_of(metrics: Mapping[str, Any]) -> float:
     """A fold without findings has no score, and is as good as nothing."""
-    value = metrics.get(METRIC)
+    value = metrics.get(SCORE)
     return 0.0 if value is None or math.isnan(value) else float(value)
 
 

@@ -25,13 +25,13 @@ from torch import nn
 import vbd
 from vbd import storage
 from vbd.boxes import ResizeMode
-from vbd.config import Channels, ImageFormat, TrainConfig, config_hash, train_config_from
+from vbd.config import Channels, Family, ImageFormat, TrainConfig, config_hash, train_config_from
 from vbd.data.prepared import PreparedDataset
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
 from vbd.models import detector_of
 from vbd.models.weights import FirstWeights, load_tensors, read_tensors  # noqa: F401  # the first is told with these
-from vbd.training.members import OUT_OF_FOLD
+from vbd.training.members import OUT_OF_FOLD, Member
 
 SCHEMA = 1
 _PARTS = ("model.pt", "state.pt")
@@ -94,7 +94,7 @@ def write_checkpoint(
         temporary.rename(target)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"{target}: the checkpoint cannot be written ({error}); is the disk full?") from error
+        raise StoreError(f"{target}: the checkpoint cannot be written ({error}); is the disk full?") from error
 
 
 def _description(config: TrainConfig, dataset: PreparedDataset) -> dict[str, Any]:
@@ -131,6 +131,11 @@ def count_first(first: FirstWeights | None) -> dict[str, Any] | None:
     }
 
 
+def family_of(member: Member) -> Family:
+    """What the checkpoints of a member are."""
+    return read_info(member.folders[0]).config.detector
+
+
 def read_info(folder: str) -> CheckpointInfo:
     """The description of a checkpoint; raises InputError when it is missing, foreign, or not what it says it is."""
     location = storage.join(folder, "config.json")
@@ -160,14 +165,14 @@ def read_info(folder: str) -> CheckpointInfo:
         raise InputError(f"{location}: field {error} is missing or wrong; this is not a checkpoint of vbd") from None
 
 
-def whole_checkpoints(folder: str) -> list[str]:
-    """The finished checkpoints directly below a folder, by name, the newest last.
+def whole_checkpoints(folder: str, *, prefix: str = "checkpoint_") -> list[str]:
+    """The finished checkpoints directly below a folder whose names begin so, by name, the newest last.
 
     A process that is killed leaves folders that were half copied, and a journal that names folders which are gone: what
     can be loaded is asked of the disk.
     """
-    names = [storage.join(folder, name) for name in storage.list_names(folder) if name.startswith("checkpoint_")]
-    return [name for name in names if _is_whole(name)]
+    names = [name for name in storage.list_names(folder) if name.startswith(prefix) and not name.endswith(".tmp")]
+    return [place for name in names if _is_whole(place := storage.join(folder, name))]
 
 
 def _is_whole(folder: str) -> bool:

@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vbd.config import RunOptions, TrainConfig, check_train_config, config_hash
+from vbd import phases
+from vbd.config import RunOptions, TrainConfig, check_train_config
 from vbd.data.dataset import Images, describe_sampling, training_batches
 from vbd.data.prepared import PreparedDataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
-from vbd.models import WEIGHTED, detector_of
+from vbd.evaluation.score import numbers_of
+from vbd.models import detector_of
 from vbd.models.weights import describe
 from vbd.records import Batch, Detections, Truth, detections_to_table
 from vbd.storage import stable_hash, write_table
@@ -41,7 +43,7 @@ from vbd.training.optimizer import (
     train_mode,
 )
 from vbd.training.parts import deal, number_of_parts, placed, side_at
-from vbd.training.precision import autocast, choose_device, gradient_scaler, telling
+from vbd.training.precision import autocast, back_off, choose_device, gradient_scaler, telling
 from vbd.training.running_mean import RunningMean
 from vbd.training.validation import detect
 
@@ -75,14 +77,17 @@ def train(
     batches: Callable[..., Iterable[Batch]] = training_batches,
     say: Say | None = None,
     micro_batch: int | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Trains up to `config.steps`, reports every `report_every` steps and at the end; returns the last metrics.
 
     `batches` is called like `training_batches`. `say` prints on rank 0. `micro_batch` is the most images that go through
-    the detector at a time, where memory has run out before. Raises TrainingError, and with several ranks MemoryShort.
+    the detector at a time, where memory has run out before. After step `until` the run ends with a report, as a part of
+    the whole one that may be resumed. Raises TrainingError, and with several ranks MemoryShort.
     """
     ranks = ranks or Ranks()
-    _check(config, options, ranks)
+    last = config.steps if until is None else until
+    _check(config, options, ranks, last=last)
     say = say if ranks.rank == 0 else None
     run = TrainingRun(
         config, dataset, options=options, ranks=ranks, is_new=resume_from is None, say=say, micro_batch=micro_batch
@@ -90,11 +95,11 @@ def train(
     first_step = run.resume(resume_from) if resume_from else 0
     if say:
         say(f"{run.describe()}\n{describe_sampling(dataset, config)}")
-    meter = Meter(config, first_step=first_step, say=say)
+    meter = Meter(config, first_step=first_step, say=say, until=last)
     metrics: dict[str, Any] = {"step": first_step}
     of_this_run = batches(
         dataset,
-        config,
+        replace(config, steps=last),  # where they end; what is in them does not depend on it
         first_step=first_step,
         loader_workers=options.loader_workers,
         rank=ranks.rank,
@@ -105,33 +110,35 @@ def train(
         meter.count(step, loss=loss, norm=norm)
         meter.tell(learning_rate=learning_rate_at(step, config))
         done = step + 1
-        if done % config.report_every == 0 or done == config.steps:
-            started = time.monotonic()
-            scores, found = run.validate()
-            numbers = meter.report(
-                validation_seconds=time.monotonic() - started, learning_rate=learning_rate_at(step, config)
-            )
-            metrics = scores | numbers | run.memory
-            meter.tell_report(metrics)
-            with run.checkpoint(done, metrics, found) as folder:
-                report(metrics, folder)
+        if done % config.report_every == 0 or done == last:
+            metrics = _report(run, meter, step, report)
     return metrics
 
 
-def _check(config: TrainConfig, options: RunOptions, ranks: Ranks) -> None:
-    """Raises InputError for what cannot be trained on these ranks."""
+def _check(config: TrainConfig, options: RunOptions, ranks: Ranks, *, last: int) -> None:
+    """Raises InputError for what cannot be trained on these ranks, or not up to step `last`."""
     check_train_config(config)
+    if not 0 < last <= config.steps:
+        raise InputError(f"until is {last}; want a step from 1 to {config.steps}, the last of the run")
     if config.batch_size < ranks.world:
         raise InputError(f"batch_size {config.batch_size} is less than one image for each of {ranks.world} workers")
     if options.sync_batchnorm and config.batch_size % ranks.world:
         raise InputError(
             f"batch_size {config.batch_size} with sync_batchnorm: want a multiple of the {ranks.world} workers"
         )
-    if config.agreement_weight and config.detector not in WEIGHTED:
-        raise InputError(
-            f"agreement_weight {config.agreement_weight}: the loss of {config.detector} cannot weigh boxes; "
-            f"use 0, or one of {', '.join(WEIGHTED)}"
-        )
+
+
+def _report(run: "TrainingRun", meter: Meter, step: int, report: Report) -> dict[str, Any]:
+    """Validates after a step and reports, with a checkpoint; returns what was reported."""
+    started = time.monotonic()
+    scores, found = run.validate()
+    validation_seconds = time.monotonic() - started
+    numbers = meter.report(validation_seconds=validation_seconds, learning_rate=learning_rate_at(step, run.config))
+    metrics = scores | numbers | run.memory
+    meter.tell_report(metrics)
+    with run.checkpoint(step + 1, metrics, found) as folder:
+        report(metrics, folder)
+    return metrics
 
 
 class TrainingRun:
@@ -223,7 +230,7 @@ class TrainingRun:
         """No weight follows a gradient that is no number; in fp16 it is tried again with smaller ones, else the run ends."""
         self._before.give_back()
         if self.scaler.is_enabled():
-            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+            back_off(self.scaler)
         if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
             raise TrainingError(
                 f"the loss is {loss:.4g} and its gradient is no finite number at step {step}; "
@@ -294,7 +301,7 @@ class TrainingRun:
         return self.detector if self.mean is None else self.mean.module
 
     def validate(self) -> tuple[dict[str, Any], list[Detections]]:
-        """The competition's metric on the validation fold; every rank looks at its share and all get the one score."""
+        """What the validation fold says (`vbd.evaluation.score`); every rank looks at its share and all get the one score."""
         share = np.arange(self.ranks.rank, len(self.validation), self.ranks.world)
 
         def look() -> list[Detections]:
@@ -311,8 +318,7 @@ class TrainingRun:
         found = self._within_memory("the validation", look, undo=lambda: None)
         train_mode(self.model, self.detector, self.config)
         found = sorted(self.ranks.gather(found), key=lambda item: item.image_id)
-        scores = evaluate(found, self.truths)
-        return {"map_40_findings": scores.map_40_findings, "map_coco_101": scores.map_coco_101}, found
+        return numbers_of(self.config.detector, evaluate(found, self.truths)), found
 
     @contextlib.contextmanager
     def checkpoint(self, step: int, metrics: dict[str, Any], found: Sequence[Detections]) -> Iterator[Path | None]:
@@ -344,9 +350,12 @@ class TrainingRun:
             yield folder
 
     def resume(self, folder: str) -> int:
-        """Takes up the state of a checkpoint of the same run; returns the step to go on with."""
+        """Takes up the state of a checkpoint of the same run up to there; returns the step to go on with.
+
+        What the run's schedule does from that step on may differ from the checkpoint's.
+        """
         info = read_info(folder)
-        if info.config_hash != config_hash(self.config):
+        if phases.until(info.config, info.step) != phases.until(self.config, info.step):
             raise InputError(f"{folder}: checkpoint of another configuration ({info.config_hash}); start a new run")
         if info.dataset != self.dataset.fingerprint:
             raise InputError(f"{folder}: trained on dataset {info.dataset}, this is {self.dataset.fingerprint}")

@@ -9,6 +9,8 @@ from vbd.errors import InputError
 from vbd.records import Detections, detections_from_table
 
 SCHEMA = 1
+# Names the members in a folder; written last.
+MANIFEST = "manifest.json"
 # A checkpoint's detections on its validation fold, which it never trained on; lies in the checkpoint's folder.
 OUT_OF_FOLD = "out_of_fold.parquet"
 
@@ -19,7 +21,7 @@ class Member:
 
     name: str  # <family>-<rank>
     trial_id: str
-    score: float  # map_40_findings on the validation fold
+    score: float  # on the validation fold
     folders: tuple[str, ...]  # checkpoints
 
     def out_of_fold(self) -> list[Detections]:
@@ -39,12 +41,18 @@ def write_members(folder: str, members: Sequence[Member], dataset_fingerprint: s
             asdict(member) | {"folders": [path.removeprefix(prefix) for path in member.folders]} for member in members
         ],
     }
-    storage.write_json(storage.join(folder, "manifest.json"), content)
+    storage.write_json(storage.join(folder, MANIFEST), content)
+
+
+def members_folder(run: str) -> str:
+    """Where a run keeps its members: `best/` of a search, or the output of a training itself."""
+    best = storage.join(run, "best")
+    return best if storage.exists(storage.join(best, MANIFEST)) else run
 
 
 def read_members(folder: str, dataset: PreparedDataset) -> list[Member]:
     """The members in a folder; raises InputError when there are none, or when they come from another dataset."""
-    location = storage.join(folder, "manifest.json")
+    location = storage.join(folder, MANIFEST)
     if not storage.exists(location):
         raise InputError(f"{folder}: no manifest.json; run jobs/tune.py or jobs/train.py to the end first")
     content = storage.read_object(location)

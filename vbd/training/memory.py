@@ -1,7 +1,9 @@
 """What happens when memory runs out, and how much was used."""
 
+import contextlib
 import gc
 import resource
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,10 @@ _SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
 )
+
+
+# Linux tells here how much memory this process has held at most, and counts anew when it is told to.
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class MemoryShort(Exception):  # noqa: N818  # not a fault: the run is to be started again
@@ -34,8 +40,20 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def forget_peak() -> None:
+    """Counts the peak anew from here: a process may train one run after the other."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")  # see proc(5)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """The most that tensors on a GPU have taken, or all of this process on a CPU, since it started."""
+    """The most that tensors on a GPU have taken, or all of this process on a CPU, since it started or `forget_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from vbd.config import TrainConfig
+from vbd.evaluation.score import SCORE, score_name
 
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Meter:
-    """Counts steps from `first_step` on; what it averages starts anew with each report."""
+    """Counts steps from `first_step` to `until`, by default the last; what it averages starts anew with each report."""
 
-    def __init__(self, config: TrainConfig, *, first_step: int, say: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, config: TrainConfig, *, first_step: int, say: Callable[[str], None] | None, until: int | None = None
+    ) -> None:
         self._config, self._first, self._say = config, first_step, say
+        self._until = config.steps if until is None else until
         self._started = self._told = time.monotonic()
         self._validating = 0.0  # seconds, in all
         self._done = first_step
@@ -52,18 +56,19 @@ class Meter:
     def tell_report(self, metrics: dict[str, Any]) -> None:
         """Says a line about a report."""
         if self._say:
-            score = metrics["map_40_findings"]
-            note = f", map_40_findings {score:.4f}" if math.isfinite(score) else ", no finding to score on"
+            name, score = score_name([self._config.detector]), metrics[SCORE]
+            note = f", {name} {score:.4f}" if math.isfinite(score) else ", nothing to score on"
             self._line(metrics["loss"], metrics["learning_rate"], note=note)
 
     def _line(self, loss: float, learning_rate: float, *, note: str) -> None:
         assert self._say
         self._told = time.monotonic()
         of_step = (self._told - self._started) / max(1, self._done - self._first)
-        left = of_step * (self._config.steps - self._done)
+        left = of_step * (self._until - self._done)
+        goal = "" if self._until == self._config.steps else f" to step {self._until}"
         self._say(
             f"step {self._done}/{self._config.steps}: loss {loss:.4g}, learning rate {learning_rate:.3g}, "
-            f"{self._images_per_second():.1f} images/s, {_duration(left)} left{note}"
+            f"{self._images_per_second():.1f} images/s, {_duration(left)} left{goal}{note}"
         )
 
     def _images_per_second(self) -> float:

@@ -8,14 +8,19 @@ import torch
 from torch import nn
 
 from vbd.config import TrainConfig
+from vbd.phases import rate_at
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to 1 % of the rate (Loshchilov and Hutter 2017, without restarts)."""
+    """Linear warm-up, then half a cosine down to 1 % of the rate (Loshchilov and Hutter 2017, without restarts).
+
+    A phase of the config's schedule multiplies the whole.
+    """
+    peak = config.learning_rate * rate_at(step, config)
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return peak * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

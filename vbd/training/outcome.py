@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from vbd.data.prepared import PreparedDataset, read_truths
 from vbd.evaluation.intervals import bootstrap
-from vbd.training.best import METRIC
+from vbd.evaluation.score import interval_of, score_name
+from vbd.training.checkpoint import family_of
 from vbd.training.members import Member
 
 
@@ -29,7 +30,7 @@ def member_of(name: str, outcomes: Sequence[Outcome]) -> Member:
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     """A table for people, one line for each fold."""
-    rows = [("member", "fold", METRIC, "step", "checkpoint")]
+    rows = [("member", "fold", "score", "step", "checkpoint")]
     for o in outcomes:
         cells = ("-", "-", f"failed: {o.reason}") if o.reason else (f"{o.score:.4f}", str(o.step), o.folder)
         rows.append((o.member, str(o.fold), *cells))
@@ -46,12 +47,14 @@ def summary(member: Member, outcomes: Sequence[Outcome], dataset: PreparedDatase
     label = " (synthetic data)" if dataset.synthetic else ""
     scores = [o.score for o in outcomes]
     spread = f", sd {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
-    lines = [f"{member.name}: mean {METRIC} {member.score:.4f}{spread} over {len(scores)} fold(s){label}"]
+    family = family_of(member)
+    name = score_name([family])
+    lines = [f"{member.name}: mean {name} {member.score:.4f}{spread} over {len(scores)} fold(s){label}"]
     if {o.fold for o in outcomes} == set(range(dataset.options.num_folds)):
         found = member.out_of_fold()
-        interval = bootstrap(found, read_truths(dataset, "train"), seed=0).map_40_findings
+        interval = interval_of(family, bootstrap(found, read_truths(dataset, "train"), seed=0))
         lines.append(
-            f"{member.name}: out-of-fold {METRIC} {interval.estimate:.4f}, 95 % interval {interval.low:.4f} to "
+            f"{member.name}: out-of-fold {name} {interval.estimate:.4f}, 95 % interval {interval.low:.4f} to "
             f"{interval.high:.4f} over {len(found)} images{label}"
         )
     return "\n".join(lines)

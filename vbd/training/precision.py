@@ -46,6 +46,13 @@ def gradient_scaler(device: torch.device, config: TrainConfig) -> torch.amp.Grad
     return torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda")
 
 
+def back_off(scaler: torch.amp.GradScaler) -> None:
+    """Lowers the scale after a step whose gradient was no number, as torch does where it is the one to see that."""
+    scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+    # The good steps in a row, after which the scale grows, are counted anew.
+    scaler.load_state_dict(scaler.state_dict() | {"_growth_tracker": 0})
+
+
 def telling(loss: Tensor, statistics: Sequence[Tensor]) -> Tensor:
     """The loss itself; one whose gradient is no number when the loss or one of the batch statistics is none.
 

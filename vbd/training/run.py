@@ -1,12 +1,12 @@
 """Configurations on folds with Ray Train, one run for each fold."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vbd import storage
 from vbd.config import TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
-from vbd.errors import InputError, StoreError
+from vbd.errors import InputError, StoreError, input_error_within
 from vbd.training.best import best_of
 from vbd.training.members import Member, write_members
 from vbd.training.outcome import Outcome, format_outcomes, member_of, summary
@@ -114,15 +114,9 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
         return trainer.fit()
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
-            if isinstance(cause := _input_error(failure), InputError):
+            if cause := input_error_within(failure):
                 raise cause from error
         raise
-
-
-def _input_error(failure: Any) -> InputError | None:
-    while failure is not None and not isinstance(failure, InputError):
-        failure = getattr(failure, "cause", None) or getattr(failure, "_base_exc", None) or failure.__cause__
-    return failure
 
 
 def _make_ready(run: str) -> None:

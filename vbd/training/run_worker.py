@@ -9,6 +9,7 @@ from typing import Any
 
 import ray.train
 from ray.train import get_context
+from ray.train.v2._internal.execution import context as ray_context
 
 from vbd import storage
 from vbd.config import RunOptions, train_config_from
@@ -18,7 +19,7 @@ from vbd.errors import InputError, StoreError
 from vbd.records import Batch, Detections
 from vbd.training.best import keep_if_best
 from vbd.training.checkpoint import read_info, whole_checkpoints
-from vbd.training.loop import MemoryShort, Ranks, TrainingError, train
+from vbd.training.loop import MemoryShort, Ranks, Report, TrainingError, train
 
 # In the folder of a run: how many images go through a detector at a time since memory ran out, and why the run cannot go on.
 MICRO_BATCH, STOP = "micro_batch.json", "stop.json"
@@ -31,44 +32,66 @@ class AttemptError(Exception):
 def train_worker(task: dict[str, Any]) -> str:
     """Trains what `task` says: `config`, `options`, `data` (location), `run` (folder). Every rank reports the one score.
 
-    Returns why the run could not go on, or "". When it is one worker of several that cannot go on, the others may wait for it
-    for ever: it writes why, and dies, so that Ray starts all of them again.
+    Returns why the run could not go on, or "".
     """
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)  # a line for every report
-    run, say = task["run"], _teller(Path(task["run"]).name)
-    if storage.exists(storage.join(run, STOP)):
-        return str(storage.read_object(storage.join(run, STOP))["reason"])
+    with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
+        return attempt(
+            task,
+            task["run"],
+            resume_from=lambda: _earlier(task["run"], Path(parent) / "resume"),
+            report=_reporter(task["run"]),
+        )
+
+
+def attempt(
+    task: dict[str, Any],
+    folder: str,
+    *,
+    resume_from: Callable[[], str | None],
+    report: Report,
+    until: int | None = None,
+) -> str:
+    """One attempt of one worker at a run whose folder is `folder`; returns why it could not go on, or "".
+
+    When it is one worker of several that cannot go on, the others may wait for it for ever: it writes why, and dies, so that
+    Ray starts all of them again.
+    """
+    # A line for every report; this logger is named after its file, so that the log level of the run does not reach it.
+    ray_context.logger.setLevel(logging.WARNING)
+    say = _teller(Path(folder).name)
+    if storage.exists(storage.join(folder, STOP)):
+        return str(storage.read_object(storage.join(folder, STOP))["reason"])
     config, options = train_config_from(task["config"]), RunOptions(**task["options"])
-    micro_batch = _micro_batch(run)
+    micro_batch = _micro_batch(folder)
     is_first = get_context().get_world_rank() == 0
     if micro_batch and is_first:
         say(f"memory ran out before: at most {micro_batch} images at a time on each worker")
-    with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
-        try:
-            resume_from = _earlier(run, Path(parent) / "resume")
-            if resume_from and is_first:
-                say(f"goes on from step {read_info(resume_from).step}")
-            train(
-                config,
-                open_dataset(task["data"]),
-                options=options,
-                report=_reporter(run),
-                resume_from=resume_from,
-                ranks=_ranks(),
-                batches=_batches(options),
-                say=say,
-                micro_batch=micro_batch,
-            )
-        except MemoryShort as short:
-            storage.write_json(storage.join(run, MICRO_BATCH), {"micro_batch": short.micro_batch})
-            raise AttemptError(f"memory ran out; from here {short.micro_batch} images at a time") from None
-        except StoreError:
-            raise  # the store may answer at the next attempt
-        except (TrainingError, InputError) as error:
-            if get_context().get_world_size() == 1:
-                return str(error)
-            storage.write_json(storage.join(run, STOP), {"reason": str(error)})
-            raise AttemptError(str(error)) from None
+    try:
+        start = resume_from()
+        if start and is_first:
+            say(f"goes on from step {read_info(start).step}")
+        train(
+            config,
+            open_dataset(task["data"]),
+            options=options,
+            report=report,
+            resume_from=start,
+            ranks=_ranks(),
+            batches=_batches(options),
+            say=say,
+            micro_batch=micro_batch,
+            until=until,
+        )
+    except MemoryShort as short:
+        storage.write_json(storage.join(folder, MICRO_BATCH), {"micro_batch": short.micro_batch})
+        raise AttemptError(f"memory ran out; from here {short.micro_batch} images at a time") from None
+    except StoreError:
+        raise  # the store may answer at the next attempt
+    except (TrainingError, InputError) as error:
+        if get_context().get_world_size() == 1:
+            return str(error)
+        storage.write_json(storage.join(folder, STOP), {"reason": str(error)})
+        raise AttemptError(str(error)) from None
     return ""
 
 
@@ -102,7 +125,7 @@ def _micro_batch(run: str) -> int | None:
     return int(storage.read_object(location)["micro_batch"]) if storage.exists(location) else None
 
 
-def _reporter(run: str) -> Callable[[dict[str, Any], Path | None], None]:
+def _reporter(run: str) -> Report:
     workers = {"workers": get_context().get_world_size()}
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:

@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vbd import storage
-from vbd.config import VARIANTS, RunOptions, TrainConfig, train_config_from
+from vbd.config import VARIANTS, RunOptions, TrainConfig, in_words, literals, train_config_from
 from vbd.errors import InputError
 from vbd.presets import with_steps
 
@@ -39,26 +40,30 @@ def parse_settings(items: Sequence[str], *, weights: str = "") -> Settings:
         if not equals or not hints:
             names = sorted({*kinds[0], *kinds[1]} - set(_FLAGS))
             raise InputError(f"--set {item}: want name=value with one of the names {', '.join(names)}")
-        found[kinds.index(hints[0])][name] = _value(item, text, hints[0][name])
+        found[kinds.index(hints[0])][name] = parse_value(text, hints[0][name], where=f"--set {item}")
     if found[0].get("weights"):
         found[0]["weights"] = storage.absolute(found[0]["weights"])  # a worker may stand elsewhere
     return Settings(*found)
 
 
-def _value(item: str, text: str, hint: Any) -> Any:
+def parse_value(text: str, hint: Any, *, where: str) -> Any:
+    """A value of a field's type: lists as `1,12`, and `none` where there may be none; raises InputError that begins `where`."""
     if get_origin(hint) is tuple:
-        return tuple(_value(item, part, get_args(hint)[0]) for part in text.split(",") if part)
-    if get_origin(hint) is Literal:
-        if text not in get_args(hint):
-            raise InputError(f"--set {item}: choose one of {', '.join(get_args(hint))}")
+        return tuple(parse_value(part, get_args(hint)[0], where=where) for part in text.split(",") if part)
+    if allowed := literals(hint):
+        if text not in allowed:
+            raise InputError(f"{where}: choose one of {in_words(allowed)}")
         return text
+    if NoneType in get_args(hint):
+        (kind,) = (part for part in get_args(hint) if part is not NoneType)
+        return None if text == "none" else parse_value(text, kind, where=where)
     try:
         value = _SWITCH[text.lower()] if hint is bool else hint(text)
     except (KeyError, ValueError):
         value = math.nan
     if value != value or value in (math.inf, -math.inf):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[hint]
-        raise InputError(f"--set {item}: want {wanted}")
+        raise InputError(f"{where}: want {wanted}")
     return value
 
 

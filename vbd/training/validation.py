@@ -1,5 +1,7 @@
 """What a detector finds in images of a prepared dataset."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -28,13 +30,14 @@ def detect(
         with autocast(device, config):
             predictions = model(batch.images.to(device))
         for row, prediction in zip(rows, predictions, strict=True):
-            found.append(
-                to_detections(
-                    row["image_id"],
-                    *(prediction[name].float().cpu().numpy() for name in ("boxes", "scores", "labels")),
-                    original_hw=(int(row["original_hw"][0]), int(row["original_hw"][1])),
-                    image_size=images.image_size,
-                    options=images.dataset.options,
-                )
+            detections = to_detections(
+                row["image_id"],
+                *(prediction[name].float().cpu().numpy() for name in ("boxes", "scores", "labels")),
+                original_hw=(int(row["original_hw"][0]), int(row["original_hw"][1])),
+                image_size=images.image_size,
+                options=images.dataset.options,
             )
+            if "no_finding" in prediction:
+                detections = replace(detections, no_finding=prediction["no_finding"].item())
+            found.append(detections)
     return found
