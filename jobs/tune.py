@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vbd.cli import connect, main
+from vbd.config import Device, Family
 
 
 def tune(
@@ -16,11 +17,18 @@ def tune(
     steps: int | None = None,
     trials: int | None = None,
     seed: int = 0,
-    gpus_per_trial: float | None = None,
+    families: tuple[Family, ...] = (),
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    warm_start: str = "",
+    extend: bool = False,
+    price: float | None = None,
+    device: Device = "auto",
     loader_workers: int = 0,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Search detectors, augmentation and hyperparameters; ensemble the best; write a submission. Run again to resume.
+
+    A NAME of --set or --vary is a field of vbd/config.py, of all families that have it, or with FAMILY.NAME of one.
 
     Args:
         preset: smoke (minutes on a laptop), study (augmentation A-E at equal steps) or search (the full space).
@@ -30,18 +38,35 @@ def tune(
         steps: Optimiser steps of each trial, instead of the preset's.
         trials: Trials of each detector family, instead of the preset's.
         seed: Seed of the draws and of every trial.
-        gpus_per_trial: GPUs of each trial, 0.5 to share one; by default 1 if the cluster has any at the start.
-        loader_workers: Processes beside each trial that decode and augment.
+        families: Only these detector families of the preset.
+        set: NAME=VALUE: how to search (searcher, scheduler, gpus_per_trial ...), how trials run (threads ...), or a field of
+            all of them, varied no more (batch_size=8). May be given again.
+        vary: NAME=VALUE,VALUE or NAME=LOW..HIGH: vary a field. May be given again.
+        warm_start: A finished run that tells this one where to look first.
+        extend: Let the run of this name grow by what is new, instead of refusing another search in its folder.
+        price: Of a device for an hour, in any currency: the forecast tells what the search will cost.
         device: Where trials run.
+        loader_workers: Processes beside each trial that decode and augment.
     """
-    from vbd.config import RunOptions
     from vbd.pipeline import run_pipeline
-    from vbd.presets import override, preset_of
+    from vbd.presets import preset_of
+    from vbd.search.settings import options_from, search_from
 
-    search = override(preset_of(preset), steps=steps, trials=trials, seed=seed, gpus_per_trial=gpus_per_trial)
-    options = RunOptions(device=device, loader_workers=loader_workers)
+    search = search_from(
+        preset_of(preset),
+        steps=steps,
+        trials=trials,
+        seed=seed,
+        families=families,
+        set=set,
+        vary=vary,
+        warm_start=warm_start,
+    )
+    options = options_from(set, device=device, loader_workers=loader_workers)
     connect()
-    run_pipeline(search, data=data, storage_root=storage, name=name or preset, options=options)
+    run_pipeline(
+        search, data=data, storage_root=storage, name=name or preset, options=options, extend=extend, price=price
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,16 @@ SAMPLE_TEST_IMAGES = 200
 SAMPLE_SIZE = 320
 
 
-def run_pipeline(search: SearchConfig, *, data: str | None, storage_root: str, name: str, options: RunOptions) -> None:
+def run_pipeline(
+    search: SearchConfig,
+    *,
+    data: str | None,
+    storage_root: str,
+    name: str,
+    options: RunOptions,
+    extend: bool = False,
+    price: float | None = None,
+) -> None:
     """Runs a search and ensembles its best checkpoints; needs a Ray connection. Every finished stage is skipped.
 
     Without `data` it makes the synthetic dataset, which only the smoke preset may use.
@@ -29,13 +38,14 @@ def run_pipeline(search: SearchConfig, *, data: str | None, storage_root: str, n
         with _stage("sample and prepare"):
             data = _sample_dataset(search.candidates[0].base.image_size)
     with _stage("search"):
-        run_search(search, data=data, storage_root=storage_root, name=name, options=options)
+        run_search(search, data=data, storage_root=storage_root, name=name, options=options, extend=extend, price=price)
     run = storage.join(storage_root, name)
     with _stage("ensemble"):
         result = build_ensemble(run, data, options=options)
     print(result.summary)
     print(f"leaderboard  {storage.join(run, 'leaderboard.txt')}\ncheckpoints  {storage.join(run, 'best')}")
-    print(f"report       python jobs/report.py --run {run} --data {data} --output report.html")
+    print(f"reports      python jobs/report.py --run {run} --data {data} --output report.html")
+    print(f"             python jobs/ensemble.py --run {run} --data {data} --html ensemble.html")
 
 
 def _sample_dataset(image_size: int) -> str:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vbd import storage
-from vbd.config import Family, TrainConfig, config_hash, train_config_from
+from vbd.config import Family, TrainConfig, train_config_from
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
+from vbd.evaluation.score import SCORE, score_name
 from vbd.records import Trial
-from vbd.training.checkpoint import read_info
-from vbd.training.members import Member, write_members
 
-SCHEMA = 1
+SCHEMA = 2
+_PATHS = ("checkpoint", "detections")
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,32 @@ class Leaderboard:
 
 
 def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Best score first; failed trials, which have none, last."""
-    return tuple(sorted(trials, key=lambda t: (math.isnan(t.score), -t.score if t.score == t.score else 0, t.trial_id)))
+    """Best score first, equal ones by id; classifiers after the detectors, since theirs is another; without a score last."""
+
+    def place(trial: Trial) -> tuple[bool, bool, float, str]:
+        is_known = is_scored(trial)
+        return not is_known, trial.config.detector == "classifier", -trial.score if is_known else 0.0, trial.trial_id
+
+    return tuple(sorted(trials, key=place))
 
 
-def prove(trial: Trial) -> Trial:
-    """The trial, or the trial refused: its checkpoint must carry the very config, step and score that it reports."""
-    if not trial.checkpoint or trial.status == "failed":
-        return trial
-    try:
-        info = read_info(trial.checkpoint)
-    except InputError as error:
-        return _refused(trial, str(error))
-    if info.config_hash != trial.config_hash or config_hash(trial.config) != trial.config_hash:
-        return _refused(trial, f"its checkpoint was trained with config {info.config_hash}, not {trial.config_hash}")
-    if info.step != trial.steps or info.metrics.get("map_40_findings") != trial.score:
-        return _refused(trial, f"its checkpoint is of step {info.step}, the score of step {trial.steps}")
-    return trial
-
-
-def _refused(trial: Trial, reason: str) -> Trial:
-    return dataclasses.replace(trial, status="refused", reason=reason, score=math.nan)
+def is_scored(trial: Trial) -> bool:
+    """Whether a trial has a score that counts: one that failed or was refused has none."""
+    return not math.isnan(trial.score) and trial.status not in ("failed", "refused")
 
 
 def write_leaderboard(run: str, board: Leaderboard) -> None:
-    """`leaderboard.json` for programs and `leaderboard.txt` for people."""
+    """`leaderboard.json` for programs, its paths relative to the run folder, and `leaderboard.txt` for people."""
+    prefix = run.rstrip("/") + "/"
     content = {
         "schema": SCHEMA,
         "preset": board.preset,
         "dataset": board.dataset,
         "synthetic": board.synthetic,
-        "trials": [dataclasses.asdict(trial) for trial in board.trials],
+        "trials": [
+            dataclasses.asdict(trial) | {name: getattr(trial, name).removeprefix(prefix) for name in _PATHS}
+            for trial in board.trials
+        ],
     }
     storage.write_json(storage.join(run, "leaderboard.json"), content)
     storage.write_bytes(storage.join(run, "leaderboard.txt"), (format_leaderboard(board) + "\n").encode())
@@ -71,75 +66,79 @@ def read_leaderboard(run: str) -> Leaderboard:
         raise InputError(f"{run}: no leaderboard.json; give the folder of a finished search (jobs/tune.py)")
     content = storage.read_object(location)
     if content.get("schema") != SCHEMA:
-        raise InputError(f"{location}: schema {content.get('schema')!r}, want {SCHEMA}; run the search again")
+        raise InputError(
+            f"{location}: schema {content.get('schema')!r}, written by another version of vbd, want {SCHEMA}; run the search "
+            "again under another --name"
+        )
     try:
-        trials = tuple(_trial_from(values, location) for values in content["trials"])
+        trials = tuple(_trial_from(values, run, where=location) for values in content["trials"])
         return Leaderboard(content["preset"], content["dataset"], content["synthetic"], trials)
     except (KeyError, TypeError) as error:
         raise InputError(f"{location}: field {error} is missing or wrong; run the search again") from None
 
 
-def _trial_from(values: dict[str, Any], where: str) -> Trial:
+def _trial_from(values: dict[str, Any], run: str, *, where: str) -> Trial:
     config = train_config_from(values["config"], where=where)
-    return Trial(**values | {"config": config, "score": _number(values["score"])})
+    score = math.nan if values["score"] is None else values["score"]
+    return Trial(**values | {"config": config, "score": score} | {name: _place(run, values[name]) for name in _PATHS})
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _place(run: str, path: str) -> str:
+    is_inside = path and not path.startswith("/") and "://" not in path
+    return storage.join(run, path) if is_inside else path
+
+
+# -------------------------------------------------------------------------------------------------------------- people
 
 
 def format_leaderboard(board: Leaderboard) -> str:
     """A table for people, one line per trial."""
-    columns = (
-        "trial",
-        "detector",
-        "variant",
-        "policy",
-        "strength",
-        "learning_rate",
-        "steps",
-        "map_40_findings",
-        "status",
-    )
-    rows = [_cells(trial) for trial in board.trials]
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (columns, *rows)]
+    score = score_name(trial.config.detector for trial in board.trials)
+    rows = [_cells(trial) | {score: f"{trial.score:.4f}" if is_scored(trial) else "-"} for trial in board.trials]
+    names = ("trial", "detector", "variant", "size", "policy", "strength", "learning_rate", score, "steps", "time")
+    columns = [*names, *(["host"] if len({trial.host for trial in board.trials}) > 1 else []), "status"]
+    table = [columns, *([row[name] for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
     title = f"{board.preset} search on dataset {board.dataset}" + (" (synthetic)" if board.synthetic else "")
-    return "\n".join(line.rstrip() for line in (title, *lines))
+    return "\n".join(line.rstrip() for line in (title, *lines, *_explained(score)))
 
 
-def _cells(trial: Trial) -> tuple[str, ...]:
+def _explained(score: str) -> list[str]:
+    """What the scores are, where they are not all the same."""
+    if score != SCORE:
+        return []
+    return [f"score: {score_name(['yolox'])} of detectors, {score_name(['classifier'])} of classifiers"]
+
+
+def _cells(trial: Trial) -> dict[str, str]:
     config = trial.config
-    score = "-" if math.isnan(trial.score) else f"{trial.score:.4f}"
-    return (
-        trial.trial_id,
-        config.detector,
-        config.variant,
-        config.policy,
-        "-" if config.policy == "A" else f"{config.strength:g}",
-        f"{config.learning_rate:.3g}",
-        f"{trial.steps}/{config.steps}",
-        score,
-        f"{trial.status}: {trial.reason}" if trial.reason else trial.status,
-    )
+    rates = (config.learning_rate, *(config.learning_rate * factor for factor in config.phase_rates))
+    return {
+        "trial": trial.trial_id,
+        "detector": config.detector,
+        "variant": config.variant,
+        "size": str(config.image_size),
+        "policy": config.policy,
+        "strength": "-" if config.policy == "A" else _in_phases((config.strength, *config.phase_strengths)),
+        "learning_rate": _in_phases(rates),
+        "steps": _how_far(trial),
+        "time": f"{trial.seconds:.0f} s" if trial.seconds < 120 else f"{trial.seconds / 60:.1f} min",
+        "host": trial.host or "-",
+        "status": f"{trial.status}: {trial.reason}" if trial.reason else trial.status,
+    }
 
 
-def keep_best(run: str, board: Leaderboard, *, per_family: int) -> list[Member]:
-    """Copies the best checkpoints of each family to `best/`, and writes the manifest that the ensemble reads."""
-    best = storage.join(run, "best")
-    storage.delete_folder(best)  # with its manifest: it never names what is not there
-    kept: list[Member] = []
-    for trial in board.trials:
-        rank = 1 + sum(member.name.startswith(f"{trial.config.detector}-") for member in kept)
-        if math.isnan(trial.score) or not trial.checkpoint or rank > per_family:
-            continue
-        name = f"{trial.config.detector}-{rank}"
-        storage.copy_folder(trial.checkpoint, storage.join(best, name))
-        kept.append(Member(name, trial.trial_id, trial.score, (storage.join(best, name),)))
-    if not kept:
-        raise InputError(f"{run}: no trial of the search ended with a score; see leaderboard.txt for the reasons")
-    write_members(best, kept, board.dataset, synthetic=board.synthetic)
-    return kept
+def _in_phases(values: Sequence[float]) -> str:
+    """A schedule, such as 0.3>0.36>0.29: the first value, and the one of each phase."""
+    return ">".join(f"{value:.3g}" for value in values)
+
+
+def _how_far(trial: Trial) -> str:
+    """The step of the best checkpoint, which is the score's, and the last one that was reported."""
+    last = max((report["step"] for report in trial.history), default=trial.steps)
+    ran = f"ran {last} of {trial.config.steps}"
+    return f"best at {trial.steps}, {ran}" if is_scored(trial) else ran
 
 
 def best_configs(
@@ -167,7 +166,7 @@ def best_configs(
             continue
         same = [other for other in chosen.values() if replace(other, seed=config.seed) == config]
         rank = 1 + sum(name.startswith(f"{config.detector}-") for name in chosen)
-        if not math.isnan(trial.score) and not same and rank <= top:
+        if is_scored(trial) and not same and rank <= top:
             chosen[f"{config.detector}-{rank}"] = config
     if not chosen:
         raise InputError(f"{run}: no trial has a score; see leaderboard.txt for the reasons")

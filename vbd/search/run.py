@@ -1,127 +1,262 @@
-"""The search on Ray Tune: one trial is one plain Tune function on one device, and processes are reused between trials."""
+"""The search: trials are drawn by a proposer, run by Ray Tune, ended by a scheduler, and told from the run folder alone."""
 
 import dataclasses
 import json
-import logging
-import math
+import os
+import re
 import signal
-import socket
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from vbd import storage
-from vbd.config import RunOptions, SearchConfig, TrainConfig, config_hash
+from vbd.config import RunOptions, SearchConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
 from vbd.errors import InputError
+from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.leaderboard import (
-    Leaderboard,
-    format_leaderboard,
-    keep_best,
-    prove,
-    ranked,
-    write_leaderboard,
-)
-from vbd.search.schedule import METRIC, build_scheduler
-from vbd.search.space import describe, draw_configs, number_of_trials, optuna_space, trial_config
-from vbd.training.checkpoint import read_info, whole_checkpoints
-from vbd.training.loop import TrainingError, train
-from vbd.training.run_resources import check_gpus
+from vbd.search.calibrate import close_forecast, devices_of, prepare_forecast
+from vbd.search.keeping import Keeper, keep_best
+from vbd.search.leaderboard import Leaderboard, format_leaderboard, ranked, write_leaderboard
+from vbd.search.loggers import loggers
+from vbd.search.outage import fit
+from vbd.search.population import describe_population
+from vbd.search.progress import Plan, SearchProgress
+from vbd.search.proof import prove, truths_of_fold
+from vbd.search.proposals import build_proposer
+from vbd.search.schedule import build_scheduler
+from vbd.search.space import describe, draw_configs
+from vbd.search.trial import ENDED, read_trials, trial_id_of
+from vbd.search.tuning import ProposalSearcher, Workers, proposal_of, run_trial
+from vbd.training.run_resources import check_gpus, check_workers
+
+# Trials that wait for room at a time: what an autoscaler sees and grows for.
+_PENDING = 32
 
 
-def run_search(search: SearchConfig, *, data: str, storage_root: str, name: str, options: RunOptions) -> Leaderboard:
+def run_search(
+    search: SearchConfig,
+    *,
+    data: str,
+    storage_root: str,
+    name: str,
+    options: RunOptions,
+    extend: bool = False,
+    price: float | None = None,
+) -> Leaderboard:
     """Runs a search, or goes on with it when the run folder holds an unfinished one; needs a Ray connection.
 
-    Writes the leaderboard and the kept checkpoints to `<storage_root>/<name>`. Raises InputError when that folder belongs to
-    another search or another dataset.
+    Writes the leaderboard and the kept checkpoints to `<storage_root>/<name>`. `price` is that of a device-hour. Raises
+    InputError when that folder belongs to another search or another dataset, unless it may `extend` it: what is there stays,
+    and what the new one adds is run. Raises KeyboardInterrupt when it was stopped, with all that has ended written.
     """
     if not storage.is_safe_id(name):
         raise InputError(f"--name {name!r}: want letters, digits, and . _ - only, no path")
     dataset = open_dataset(data)
     run = storage.join(storage.absolute(storage_root), name)
-    _claim_run_folder(run, search, dataset)
-    print(describe(search), flush=True)
-    tuner = _tuner(search, dataset, run=run, options=options)
-    with _stop_on_sigterm() as stopped:
-        results = tuner.fit()
-    trials = [prove(_trial(search, result, run)) for result in results]
-    board = Leaderboard(search.preset, dataset.fingerprint, dataset.synthetic, ranked(trials))
+    needs = needs_of(search, options)
+    claim = {"search": json.loads(json.dumps(dataclasses.asdict(search))), "dataset": dataset.fingerprint}
+    is_new = _check_run_folder(run, claim, extend=extend)
+    configs = draw_configs(search, dataset)  # a space that is wrong is told before anything is written
+    if is_new:
+        storage.write_json(storage.join(run, "run.json"), claim | {"data": dataset.location})
+    known = _known(run, dataset)
+    proposer = build_proposer(search, dataset, known)
+    print(describe(search, dataset), flush=True)
+    if search.scheduler == "population":
+        print(describe_population(search, dataset), flush=True)
+    if known:
+        ended = sum(trial.status in ENDED for trial in known)
+        print(f"{run}: going on with the search; {ended} trials have ended, {len(known) - ended} go on", flush=True)
+    resources = {"cpu": needs.cpus, "gpu": needs.gpus}
+    record = prepare_forecast(
+        run,
+        search,
+        configs,
+        known,
+        location=dataset.location,
+        options=options,
+        resources=resources,
+        price=price,
+        renew=extend,
+    )
+    keeper = Keeper(run, per_family=search.keep_per_family, keep_all=search.keep_all, dataset=dataset.fingerprint)
+    searcher = ProposalSearcher(proposer, run, known, keeper.tell, max_failures=needs.max_failures)
+    watch = Watch(searcher)
+    plan = Plan(
+        search,
+        configs,
+        total=proposer.total,
+        rates=record.rates,
+        devices=lambda: devices_of(resources, workers=needs.number),
+        price=price,
+    )
+    progress, logs = SearchProgress(plan, run, known=known), loggers(name)
+    tuner = build_tuner(
+        tune.with_parameters(
+            run_trial,
+            location=dataset.location,
+            run=run,
+            options=options,
+            workers=needs if needs.number > 1 else None,
+        ),
+        needs,
+        searcher=searcher,
+        scheduler=build_scheduler(search, known, on_stop=watch.on_stop),
+        watch=watch,
+        callbacks=[progress, *logs],
+        run=run,
+    )
+    with _stop_on_sigterm() as stopped, progress:
+        fit(tuner, run, fault=lambda: searcher.fault)
+    board = read_board(run, search, dataset)
     write_leaderboard(run, board)
     print(format_leaderboard(board), flush=True)
-    if stopped or any(trial.status == "unfinished" for trial in board.trials):
+    print(close_forecast(run, board.trials, price=price), flush=True)
+    if searcher.fault is not None:
+        raise searcher.fault
+    if stopped:
+        for log in logs:
+            log.on_experiment_end([])  # Tune has not come to it
+        signal.raise_signal(signal.SIGTERM)  # now to who listened before, and knows how a job ends
+    if stopped or searcher.is_busy or not proposer.is_done:
         raise KeyboardInterrupt  # what is finished is written; the job ends as interrupted
     keep_best(run, board, per_family=search.keep_per_family)
     return board
 
 
-def _claim_run_folder(run: str, search: SearchConfig, dataset: PreparedDataset) -> None:
-    """A run folder belongs to one search on one dataset."""
+def read_board(run: str, search: SearchConfig, dataset: PreparedDataset) -> Leaderboard:
+    """The leaderboard of what the run folder holds, each trial proven; those that have not ended are `unfinished`."""
+    truths = truths_of_fold(dataset)
+    trials = [
+        dataclasses.replace(trial, status="unfinished") if trial.status in ("running", "waiting") else trial
+        for trial in read_trials(run, dataset.fingerprint)
+    ]
+    proven = [prove(trial, truths) for trial in trials]
+    return Leaderboard(search.preset, dataset.fingerprint, dataset.synthetic, ranked(proven))
+
+
+def _known(run: str, dataset: PreparedDataset) -> list[Trial]:
+    """What an earlier session left; trials whose process died time and again are tried once more."""
+    trials = read_trials(run, dataset.fingerprint)
+    return [dataclasses.replace(trial, status="running") if trial.status == "died" else trial for trial in trials]
+
+
+def _check_run_folder(run: str, mine: dict[str, Any], *, extend: bool) -> bool:
+    """Whether run.json is to be written: a run folder belongs to one search on one dataset."""
     location = storage.join(run, "run.json")
-    mine = {"search": json.loads(json.dumps(dataclasses.asdict(search))), "dataset": dataset.fingerprint}
     if not storage.exists(location):
         if storage.list_names(run):
             raise InputError(f"{run}: the folder is not empty and holds no run; choose another --name")
-        storage.write_json(location, mine)
-        return
+        return True
     theirs = storage.read_object(location)
+    is_mine = all(theirs.get(name) == value for name, value in mine.items())
+    if is_mine or extend:
+        return not is_mine
+    way_out = "choose another --name, or --extend this run by what is new"
     if theirs.get("dataset") != mine["dataset"]:
         raise InputError(
-            f"{run}: a search on dataset {theirs.get('dataset')}, not {mine['dataset']}; choose another --name"
+            f"{run}: a search on dataset {theirs.get('dataset')}, not {mine['dataset']}; {way_out} (its trials stay as "
+            "they are, and all are trained on the new dataset)"
         )
-    if theirs.get("search") != mine["search"]:
-        difference = first_difference(theirs.get("search", {}), mine["search"])
-        raise InputError(f"{run}: another search ({difference}); choose another --name")
+    difference = first_difference(theirs.get("search", {}), mine["search"])
+    raise InputError(f"{run}: another search ({difference}); {way_out}")
 
 
 # --------------------------------------------------------------------------------------------------------------- Tune
 
 
-def _tuner(search: SearchConfig, dataset: PreparedDataset, *, run: str, options: RunOptions) -> tune.Tuner:
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, search=search, location=dataset.location, run=run, options=options),
-        {"cpu": search.cpus_per_trial, "gpu": _gpus_per_trial(search, options)},
-    )
-    files, path = storage.filesystem(storage.join(run, "tune"))
-    experiment = path if isinstance(files, pyarrow.fs.LocalFileSystem) else storage.join(run, "tune")
-    if tune.Tuner.can_restore(experiment):
-        print(f"{run}: going on with the search", flush=True)
-        return tune.Tuner.restore(experiment, trainable=trainable, resume_unfinished=True, resume_errored=True)
-    space = {"train": tune.grid_search([dataclasses.asdict(config) for config in draw_configs(search)])}
+def build_tuner(
+    trainable: Any,
+    needs: Workers,
+    *,
+    searcher: ProposalSearcher,
+    scheduler: TrialScheduler,
+    watch: "Watch",
+    callbacks: Sequence[tune.Callback],
+    run: str,
+) -> tune.Tuner:
+    """Tune as the one who places trials on devices and starts them again; it is told nothing of what was before."""
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(_PENDING))
+    resources: Any = {"cpu": needs.cpus, "gpu": needs.gpus}
+    if (
+        needs.number > 1
+    ):  # of the trial's own process next to nothing, or it would hold a core that its workers wait for
+        resources = tune.PlacementGroupFactory([{"memory": 1}])
+
+    def directory(trial: Any) -> str:
+        return f"trial-{trial_id_of(proposal_of(trial.config)[0].config)}"
+
     return tune.Tuner(
-        trainable,
-        param_space=None if search.searcher == "optuna" else space,
+        tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            metric=METRIC,
+            metric=SCORE,
             mode="max",
-            scheduler=build_scheduler(search),
-            search_alg=_searcher(search),
-            num_samples=number_of_trials(search) if search.searcher == "optuna" else 1,
+            scheduler=scheduler,
+            search_alg=searcher,
+            max_concurrent_trials=_rooms(needs) if needs.number > 1 else None,
+            num_samples=-1,  # until the searcher says that there are no more
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"trial-{trial.trial_id}",
-            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+            trial_name_creator=directory,
+            trial_dirname_creator=directory,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=run,
             verbose=0,  # our own lines say more, and read well in a job's log
-            callbacks=[ProgressLines(search, run)],
-            failure_config=tune.FailureConfig(max_failures=search.max_failures),
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
-            ),
+            callbacks=[watch, *callbacks],
+            failure_config=tune.FailureConfig(max_failures=needs.max_failures),
+            stop=watch,
         ),
     )
 
 
-def _gpus_per_trial(search: SearchConfig, options: RunOptions) -> float:
+class Watch(tune.Callback, tune.Stopper):
+    """Writes into a trial's folder what only the driver knows, and ends the search when no trial could do better."""
+
+    def __init__(self, searcher: ProposalSearcher):
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Tune after every report."""
+        return self._searcher.fault is not None
+
+    def on_stop(self, trial: Any, reason: str) -> None:
+        """The scheduler ends a trial early."""
+        folder = self._searcher.folder_of(proposal_of(trial.config)[0].config)
+        self._searcher.reach(lambda: folder.stop(reason))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's last attempt has failed: the searcher has been told that, but not of what."""
+        folder = self._searcher.folder_of(proposal_of(trial.config)[0].config)
+        if self._searcher.fault is not None:
+            return  # Tune's copy of the error lies in the same store
+        found, error = self._searcher.reach(folder.read), trial.get_error()
+        told = re.findall(r"^[\w.]*Error: .+$", str(error or ""), re.MULTILINE)
+        if found is not None and found.status == "died" and told:
+            reason = f"{found.reason}; the last time {told[-1]}"
+            self._searcher.reach(lambda: folder.lose(reason))
+
+
+def needs_of(search: SearchConfig, options: RunOptions) -> Workers:
+    """What a trial asks of the cluster; raises InputError for what it has not and never will have."""
+    needs = Workers(
+        search.workers_per_trial, search.cpus_per_trial, _gpus_per_worker(search, options), search.max_failures
+    )
+    check_workers(needs.number, {"CPU": needs.cpus, "GPU": needs.gpus})
+    return needs
+
+
+def _gpus_per_worker(search: SearchConfig, options: RunOptions) -> float:
     if options.device == "cpu":
         return 0
     check_gpus(options.device == "cuda" or (search.gpus_per_trial or 0) > 0)
@@ -130,153 +265,35 @@ def _gpus_per_trial(search: SearchConfig, options: RunOptions) -> float:
     return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
 
 
-def _searcher(search: SearchConfig) -> Any:
-    if search.searcher != "optuna":
-        return None
-    import optuna
-    from ray.tune.search import ConcurrencyLimiter
-    from ray.tune.search.optuna import OptunaSearch
-
-    sampler = optuna.samplers.TPESampler(multivariate=True, group=True, seed=search.seed)
-    searcher = OptunaSearch(space=optuna_space(search), metric=METRIC, mode="max", sampler=sampler)
-    # With a searcher Tune asks an autoscaler for one pending trial at a time, unless told how many may run.
-    return ConcurrencyLimiter(searcher, max_concurrent=max(1, number_of_trials(search) // 4))
-
-
-def run_trial(drawn: dict[str, Any], *, search: SearchConfig, location: str, run: str, options: RunOptions) -> None:
-    """One trial, in a Ray worker. What no second attempt would mend is reported as failed; the rest is raised and retried."""
-    logging.getLogger("ray.train._internal.storage").setLevel(logging.WARNING)  # a line for every checkpoint
-    config = trial_config(search, drawn)
-    proof = {"config_hash": config_hash(config), "host": socket.gethostname(), "failed": ""}
-
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        tune.report(metrics | proof, checkpoint=tune.Checkpoint.from_directory(str(folder)))
-
-    # The newest on disk: the driver's journal may be older, and may name a checkpoint that has been pruned since.
-    earlier = whole_checkpoints(_trial_folder(run, tune.get_context().get_trial_id()))
-    done = read_info(earlier[-1]) if earlier else None
-    if done is not None and done.step == config.steps:  # killed after its last checkpoint, before that was told
-        tune.report(done.metrics | proof)
-        return
-    try:
-        train(
-            config,
-            open_dataset(location),
-            options=options,
-            report=report,
-            resume_from=earlier[-1] if earlier else None,
-        )
-    except (TrainingError, InputError) as error:
-        reason = str(error).splitlines()[0]
-        tune.report(proof | {METRIC: math.nan, "step": config.steps, "failed": reason})
-
-
-def _trial_folder(run: str, trial_id: str) -> str:
-    return storage.join(run, "tune", f"trial-{trial_id}")
-
-
-def _trial(search: SearchConfig, result: Any, run: str) -> Trial:
-    """A trial from Tune's result and from the disk: the best checkpoint there, and the report that it carries."""
-    config = trial_config(search, result.config)
-    frame = result.metrics_dataframe
-    history = [] if frame is None else frame.drop_duplicates("step", keep="last").to_dict("records")
-    reports = [_plain(row) for row in history]
-    last = reports[-1] if reports else {}
-    trial_id = Path(result.path).name.removeprefix("trial-")
-    status, reason = _outcome(result, last, config)
-    found = [(folder, read_info(folder)) for folder in whole_checkpoints(_trial_folder(run, trial_id))]
-    # A fold without findings has no score: null in the checkpoint.
-    folder, best = max(found, key=lambda pair: pair[1].metrics[METRIC] or 0.0, default=("", None))
-    score = None if best is None or status == "failed" else best.metrics[METRIC]
-    return Trial(
-        trial_id=trial_id,
-        config=config,
-        config_hash=last.get("config_hash", config_hash(config)),
-        score=math.nan if score is None else score,
-        steps=int(last.get("step", 0)) if best is None else best.step,
-        checkpoint=folder,
-        status=status,
-        reason=reason,
-        metrics=last,
-        history=reports,
-    )
-
-
-def _outcome(result: Any, last: dict[str, Any], config: TrainConfig) -> tuple[str, str]:
-    """How a trial ended, and why if it failed; `last` is its last report."""
-    if result.error is not None:
-        return "failed", (str(result.error).strip().splitlines() or ["unknown"])[-1]
-    if last.get("failed"):
-        return "failed", last["failed"]
-    if last.get("step") == config.steps:
-        return "finished", ""
-    return ("stopped" if result.metrics and result.metrics.get("done") else "unfinished"), ""
-
-
-_REPORTED = (
-    *("step", METRIC, "map_coco_101", "loss", "learning_rate", "images_per_second", "seconds"),
-    *("config_hash", "host", "failed", "timestamp"),
-)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """What we reported, without Tune's own columns, as JSON values."""
-    return {name: row[name].item() if hasattr(row[name], "item") else row[name] for name in _REPORTED if name in row}
+def _rooms(workers: Workers) -> int:
+    """How many trials of several workers there is room for: others would only wait, each with a process of its own."""
+    total = ray.cluster_resources()
+    each = {"CPU": workers.cpus, "GPU": workers.gpus}
+    return max(1, min(int(total.get(name, 0) // (of * workers.number)) for name, of in each.items() if of))
 
 
 @contextmanager
 def _stop_on_sigterm() -> Iterator[list[int]]:
-    """SIGTERM (`ray job stop`) becomes Tune's own graceful stop: it saves its state and `fit` returns."""
+    """SIGTERM (`ray job stop`) ends what is inside at once; the numbers of such signals are in the list.
+
+    Tune's own graceful stop gives each trial ten seconds, and saves nothing that the run folder has not. `ray job stop` kills
+    after three. That stop is asked for too, should what is raised here get lost in a callback of some library.
+    """
     stopped: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
         stopped.append(number)
         signal.raise_signal(signal.SIGUSR1)
+        raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():  # no signal arrives there
+        yield stopped
+        return
     before = signal.signal(signal.SIGTERM, stop)  # after ray.init, which installs its own
     try:
         yield stopped
+    except KeyboardInterrupt:
+        if not stopped:
+            raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class ProgressLines(tune.Callback):
-    """One line for each report, and the best of each family when a trial ends."""
-
-    def __init__(self, search: SearchConfig, run: str):
-        self._search = search
-        self._total = number_of_trials(search)
-        self._started: float | None = None  # the clock of the process that runs the search, a resumed one too
-        self._best: dict[str, float] = {}
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        config = trial_config(self._search, trial.config)
-        if result.get("failed"):
-            self._say(trials, config, f"failed: {result['failed']}")
-            return
-        score = result[METRIC]
-        self._best[config.detector] = max(self._best.get(config.detector, 0.0), score)
-        self._say(
-            trials,
-            config,
-            f"step {result['step']}/{config.steps}  loss {result['loss']:.3f}  {METRIC} {score:.4f}  "
-            f"{result['images_per_second']:.0f} images/s",
-        )
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        best = "  ".join(f"{family} {score:.4f}" for family, score in sorted(self._best.items()))
-        self._say(trials, trial_config(self._search, trial.config), f"done; best so far: {best}")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._say(
-            trials, trial_config(self._search, trial.config), "its process died; it is tried again from its checkpoint"
-        )
-
-    def _say(self, trials: list[Any], config: TrainConfig, text: str) -> None:
-        now = time.monotonic()
-        self._started = self._started or now
-        minutes, seconds = divmod(int(now - self._started), 60)
-        finished = sum(trial.status == "TERMINATED" for trial in trials)
-        strength = "" if config.policy == "A" else f" x{config.strength:g}"
-        who = f"{config.detector} {config.variant} {config.policy}{strength} lr {config.learning_rate:.2g}"
-        print(f"[{minutes:3d}:{seconds:02d}] {finished}/{self._total} trials | {who} | {text}", flush=True)

@@ -1,66 +1,61 @@
 """Early stopping that is fair to slow learners: a trial is compared with trials of its own detector family only."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from vbd.config import SearchConfig
-from vbd.search.space import trial_config
+from vbd.config import SearchConfig, TrainConfig
+from vbd.evaluation.score import SCORE
+from vbd.records import Trial
+from vbd.search.halving import Rungs
+from vbd.search.trial import trial_id_of
+from vbd.search.tuning import proposal_of
 
-METRIC = "map_40_findings"
+# Told of a trial, as Tune knows it, that is to be stopped, and why.
+OnStop = Callable[[Any, str], None]
 
 
-def build_scheduler(search: SearchConfig) -> TrialScheduler:
-    """The scheduler that a search asks for."""
+def build_scheduler(search: SearchConfig, known: Sequence[Trial], *, on_stop: OnStop) -> TrialScheduler:
+    """The scheduler that a search asks for; trials start first come, first served, whichever it is.
+
+    `known` are the trials of earlier sessions. `on_stop` is called before a trial's process is ended.
+    """
     match search.scheduler:
-        case "fifo":
+        case "fifo" | "population":  # a population's trials end by themselves, and their proposer says who goes on
             return FIFOScheduler()
         case "halving":
-            return PerFamilyHalving(search)
+            return PerFamilyHalving(search, known, on_stop=on_stop)
         case _:
             assert_never(search.scheduler)
 
 
 class PerFamilyHalving(FIFOScheduler):
-    """Asynchronous successive halving (Li et al. 2020), with rungs of their own for each family.
+    """Successive halving with rungs of their own for each family, and each number of steps.
 
-    Trials start first come, first served; only the decision to stop one is the family's.
+    Learning rates fall over the whole of a run: at the same step a longer one stands worse than it will end.
     """
 
-    def __init__(self, search: SearchConfig):
+    def __init__(self, search: SearchConfig, known: Sequence[Trial], *, on_stop: OnStop):
         super().__init__()
-        self._search = search
-        self._families: dict[str, AsyncHyperBandScheduler] = {
-            candidate.base.detector: AsyncHyperBandScheduler(
-                time_attr="step",
-                max_t=candidate.base.steps,
-                grace_period=max(1, int(search.grace_share * candidate.base.steps)),
-                reduction_factor=search.reduction,
-            )
-            for candidate in search.candidates
-        }
+        self._search, self._on_stop = search, on_stop
+        self._rungs: dict[tuple[str, int], Rungs] = {}
+        for trial in known:
+            self._rungs_of(trial.config).preload(trial)
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Called by Tune once; every family gets the same metric."""
-        return all(family.set_search_properties(metric, mode, **spec) for family in self._families.values())
-
-    def _family(self, trial: Any) -> AsyncHyperBandScheduler:
-        return self._families[trial_config(self._search, trial.config).detector]
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self._family(trial).on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._family(trial).on_trial_error(tune_controller, trial)
+    def _rungs_of(self, config: TrainConfig) -> Rungs:
+        key = (config.detector, config.steps)
+        if key not in self._rungs:
+            self._rungs[key] = Rungs(config.steps, self._search.grace_share, self._search.reduction)
+        return self._rungs[key]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return self._family(trial).on_trial_result(tune_controller, trial, result)
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        self._family(trial).on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        self._family(trial).on_trial_remove(tune_controller, trial)
-
-    def debug_string(self) -> str:
-        return "; ".join(f"{name}: {family.debug_string()}" for name, family in self._families.items())
+        """Called by Tune at each report. What a trial says as it fails is no score, and a last step is nothing to save."""
+        if "failed" in result or "fault" in result:
+            return TrialScheduler.CONTINUE
+        config = proposal_of(trial.config)[0].config
+        verdict = self._rungs_of(config).record(trial_id_of(config), result["step"], result[SCORE])
+        if verdict.go_on or result["step"] >= config.steps:
+            return TrialScheduler.CONTINUE
+        self._on_stop(trial, verdict.reason)
+        return TrialScheduler.STOP

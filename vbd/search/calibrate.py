@@ -1,0 +1,178 @@
+"""Measures how fast each combination of a search trains here: a few steps of the real loop, on what a trial will hold."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from vbd.config import RunOptions, SearchConfig, TrainConfig
+from vbd.data.dataset import training_batches
+from vbd.data.prepared import open_dataset
+from vbd.records import Trial
+from vbd.search.forecast import Devices, Record, actual, compare, describe, forecast, read_record, write_record
+from vbd.search.rates import Combination, Rate, combination_of, no_rate, to_measure
+from vbd.training.loop import Ranks, TrainingRun
+from vbd.training.validation import detect
+
+_AT_MOST = 12  # combinations; the others are estimated from them
+_STEPS, _LOOKS = 8, 3  # at most, of training and of validation batches
+_SECONDS = 2.0  # after which a measurement has seen enough
+_PATIENCE_SECONDS = 600.0  # for all of it: a cluster may have to grow first
+
+Measure = Callable[..., Rate]
+
+
+def prepare_forecast(
+    run: str,
+    search: SearchConfig,
+    configs: Sequence[TrainConfig],
+    trials: Sequence[Trial],
+    *,
+    location: str,
+    options: RunOptions,
+    resources: Mapping[str, float],
+    price: float | None = None,
+    renew: bool = False,
+) -> Record:
+    """Measures, forecasts, prints that and writes forecast.json; a run that has one goes on with it, unless to `renew` it.
+
+    `configs` are all that the search plans, `trials` what is known of them; `resources` are `cpu` and `gpu` of a trial.
+    """
+    record = read_record(run)
+    if record is None or renew:
+        rates = dict(record.rates) if record else {}
+        rates |= calibrate(configs, location, options, resources, known=rates, workers=search.workers_per_trial)
+        devices = devices_of(resources, workers=search.workers_per_trial)
+        before = forecast(configs, trials, rates, search=search, devices=devices, price=price)
+        record = Record(before, rates)
+        write_record(run, record)
+    print(describe(record.before), flush=True)
+    return record
+
+
+def close_forecast(run: str, trials: Sequence[Trial], *, price: float | None = None) -> str:
+    """Writes into forecast.json what the trials have taken; returns in a line how that compares with the forecast."""
+    record = read_record(run)
+    assert record is not None, "prepare_forecast comes first"
+    taken = actual(trials, devices=record.before.devices, price=price)
+    write_record(run, replace(record, actual=taken))
+    return compare(record.before, taken)
+
+
+def devices_of(resources: Mapping[str, float], *, workers: int = 1) -> Devices:
+    """GPUs where trials ask for some, else CPUs; at least enough for one trial, of a cluster that has yet to grow."""
+    kind = "GPU" if resources.get("gpu") else "CPU"
+    per_trial = resources[kind.lower()] * workers
+    return Devices(kind, max(ray.cluster_resources().get(kind, 0.0), per_trial), per_trial)
+
+
+def calibrate(
+    configs: Sequence[TrainConfig],
+    location: str,
+    options: RunOptions,
+    resources: Mapping[str, float],
+    *,
+    known: Mapping[Combination, Rate] | None = None,
+    workers: int = 1,
+    measured_by: Measure | None = None,
+    patience_seconds: float = _PATIENCE_SECONDS,
+) -> dict[Combination, Rate]:
+    """The rates of some combinations of the configs that are not `known`; one that fails has none, but says why.
+
+    Each is measured by a Ray actor that holds what a worker of a trial holds, as many at a time as there is room for.
+    """
+    first = {combination_of(config): config for config in reversed(configs)}
+    chosen = to_measure([one for one in first if one not in (known or {})], at_most=_AT_MOST)
+    if not chosen:
+        return {}
+    print(f"measuring how fast {len(chosen)} of {len(first)} combinations train here, for some steps each", flush=True)
+    # Actors, not tasks: one that hangs can be killed, and its devices are free at once.
+    bench = ray.remote(_Bench).options(num_cpus=resources.get("cpu", 1), num_gpus=resources.get("gpu", 0))
+    benches = {one: bench.remote(measured_by or measure) for one in chosen}
+    pending = {benches[one].measure.remote(first[one], location, options, workers=workers): one for one in chosen}
+    try:
+        return _gather(pending, benches, patience_seconds)
+    finally:
+        for one in benches.values():
+            ray.kill(one)
+
+
+class _Bench:
+    """A process of its own for one measurement."""
+
+    def __init__(self, measured_by: Measure):
+        self._measured_by = measured_by
+
+    def measure(self, config: TrainConfig, location: str, options: RunOptions, *, workers: int) -> Rate:
+        return self._measured_by(config, location, options, workers=workers)
+
+
+def _gather(
+    pending: dict[Any, Combination], benches: Mapping[Combination, Any], seconds: float
+) -> dict[Combination, Rate]:
+    """The rates as they come in; what is done makes room for the next."""
+    rates: dict[Combination, Rate] = {}
+    until = time.monotonic() + seconds
+    while pending:
+        done, _ = ray.wait(list(pending), timeout=max(0.0, until - time.monotonic()))
+        if not done:
+            return rates | {one: no_rate(f"not measured within {seconds:.0f} s") for one in pending.values()}
+        one = pending.pop(done[0])
+        rates[one] = _rate(done[0])
+        ray.kill(benches[one])
+    return rates
+
+
+def _rate(done: Any) -> Rate:
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        return no_rate((str(error.cause).splitlines() or [type(error.cause).__name__])[0])
+    except ray.exceptions.OutOfMemoryError:
+        return no_rate("out of memory: its process was ended when the machine had none left")
+    except ray.exceptions.RayError as error:
+        return no_rate(f"its process died ({type(error).__name__})")
+
+
+def measure(config: TrainConfig, location: str, options: RunOptions, *, workers: int = 1) -> Rate:
+    """The rate of one worker of a trial, from random weights; raises what training raises."""
+    began = time.monotonic()
+    dataset = open_dataset(location)
+    share = replace(
+        config, batch_size=math.ceil(config.batch_size / workers), steps=max(config.steps, 1 + _STEPS)
+    )  # what one of the workers does in a step
+    run = TrainingRun(share, dataset, options=options, ranks=Ranks(), is_new=False)
+    ends: list[float] = []  # of the steps; in the first, memory is allocated and kernels are chosen
+    batches = training_batches(dataset, share, first_step=0, loader_workers=options.loader_workers)
+    with contextlib.closing(batches):
+        for step, batch in enumerate(batches):
+            run.step(step, batch)
+            ends.append(time.monotonic())
+            if len(ends) > _STEPS or (len(ends) > 2 and ends[-1] - ends[0] > _SECONDS):
+                break
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
+    return Rate(
+        step=seconds,
+        validation=_seconds_per_image(run) * len(run.validation) / workers,
+        start=max(0.0, ends[0] - began - seconds),
+    )
+
+
+def _seconds_per_image(run: TrainingRun) -> float:
+    """Of validating some batches; the first counts only where there is no other."""
+    order = np.arange(min(len(run.validation), (1 + _LOOKS) * run.micro_batch))
+    looks = [order[first : first + run.micro_batch] for first in range(0, len(order), run.micro_batch)]
+    took: list[float] = []
+    for look in looks:
+        began = time.monotonic()
+        detect(run.best_model, run.validation, look, batch_size=run.micro_batch, device=run.device, config=run.config)
+        took.append(time.monotonic() - began)
+        if len(took) > 1 and sum(took[1:]) > _SECONDS:
+            break
+    counted = slice(min(1, len(took) - 1), len(took))
+    return sum(took[counted]) / sum(map(len, looks[counted]))

@@ -1,0 +1,279 @@
+"""How a search stands while it runs: a live table on a terminal, lines in a log, and Ray's metrics."""
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from vbd.config import SearchConfig, TrainConfig, config_hash
+from vbd.errors import StoreError
+from vbd.evaluation.score import SCORE, score_name
+from vbd.records import Trial
+from vbd.search.forecast import Devices, Forecast, forecast, in_hours, in_time
+from vbd.search.leaderboard import is_scored, ranked
+from vbd.search.metrics import SearchMetrics
+from vbd.search.rates import Rates
+from vbd.search.trial import ENDED, TrialFolder, trial_id_of
+from vbd.search.tuning import proposal_of
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+# Rows of the live table; on a large cluster the others are counted only.
+_MOST_ROWS = 12
+# With thousands of trials a forecast takes a while: this share of the time at most.
+_SHARE_FORECASTING = 0.02
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search means to do: its draws, how many trials they become, how fast they train, and on what."""
+
+    search: SearchConfig
+    configs: Sequence[TrainConfig]
+    total: int
+    rates: Rates
+    devices: Callable[[], Devices]  # of the cluster as it is now
+    price: float | None = None
+
+
+class SearchProgress(tune.Callback):
+    """Tells every report and how each trial ends; a context manager, inside which a terminal shows the table."""
+
+    def __init__(self, plan: Plan, run: str, *, known: Iterable[Trial] = (), is_terminal: bool | None = None):
+        self._plan, self._run = plan, run
+        self._trials = {trial.trial_id: _at_rest(trial) for trial in known}
+        self._started = time.monotonic()
+        self._told_faults: set[str] = set()  # trials whose attempt has told why it ends
+        self._metrics = SearchMetrics(run.rstrip("/").rpartition("/")[2])
+        self._expected: Forecast | None = None
+        self._expected_until = -math.inf  # when it is old
+        self._live = _live(self) if (sys.stdout.isatty() if is_terminal is None else is_terminal) else None
+
+    def __enter__(self) -> "SearchProgress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    # ------------------------------------------------------------------------------------------------ called by Tune
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial has got its devices."""
+        proposal, number = proposal_of(trial.config)
+        ours = trial_id_of(proposal.config)
+        there = self._trials.get(ours) or _new(proposal.config, number)
+        self._trials[ours] = replace(there, status="running")
+        self._tell_metrics()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A trial has come to its next report, or failed."""
+        there = self._of(trial)
+        if result.get("failed") or result.get("fault"):
+            self._say(there.config, f"failed: {result.get('failed') or result['fault']}")
+            self._told_faults |= {there.trial_id} if result.get("fault") else set()
+            return
+        history = [*(report for report in there.history if report["step"] < result["step"]), result]
+        scores = [report.get(SCORE) for report in history]
+        best = max((score for score in scores if score is not None and score == score), default=math.nan)
+        self._trials[there.trial_id] = replace(
+            there, status="running", history=history, metrics=result, steps=result["step"], score=best
+        )
+        if self._live is None:
+            self._say(there.config, _report_in_words(result, there.config))
+        self._tell_metrics()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial has ended, by itself or stopped."""
+        found = self._read(trial)
+        if found.status == "failed":
+            return  # told with its reason already
+        told = {"finished": "done", "waiting": "at the end of its generation"}.get(found.status, found.status)
+        told += f" ({found.reason})" if found.reason else ""
+        self._tell_metrics()
+        self._say(found.config, f"{told}; {self.standing}")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's process has died; Tune tries again."""
+        there = self._of(trial)
+        why = "" if there.trial_id in self._told_faults else "its process died; "
+        self._told_faults.discard(there.trial_id)
+        self._say(there.config, f"{why}it is tried again from its last checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's last attempt has failed."""
+        found = self._read(trial)
+        if found.status == "died":
+            self._say(found.config, found.reason)
+
+    # ------------------------------------------------------------------------------------------------------ in words
+
+    @property
+    def standing(self) -> str:
+        """The best of each family so far, what has been spent, and the time left."""
+        best = _best_of_families(self._trials.values())
+        told = [f"{family} {trial.score:.4f}" for family, trial in best.items()]
+        return "; ".join(["best so far: " + ("  ".join(told) or "none"), *self._cost()])
+
+    def _cost(self) -> list[str]:
+        found = self._expected
+        if found is None or not found.is_known:
+            return []
+        kind = found.devices.kind
+        told = [f"{in_hours(found.spent)} of about {in_hours(found.expected)} {kind}-hours"]
+        if found.price is not None:
+            told[0] += f", {found.spent * found.price:.2f} of about {found.expected * found.price:.2f} spent"
+        return [*told, f"about {in_time(found.seconds_left)} left"] if found.seconds_left > 0 else told
+
+    def _say(self, config: TrainConfig, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        line = f"[{minutes:3d}:{seconds:02d}] {self._ended}/{self._plan.total} trials | {in_brief(config)} | {text}"
+        if self._live:
+            self._live.console.print(line, markup=False, highlight=False)  # above the table
+        else:
+            print(line, flush=True)
+
+    # ------------------------------------------------------------------------------------------------------ the table
+
+    def table(self) -> "Group":
+        """The table of a terminal: each family, and the trials that run."""
+        from rich.console import Group
+        from rich.table import Table
+
+        elapsed = in_time(time.monotonic() - self._started)
+        title = " | ".join([f"{self._ended}/{self._plan.total} trials", f"{elapsed} so far", *self._cost()])
+        families = Table("family", "ended", "running", "best score", "of", box=None, pad_edge=False)
+        best = _best_of_families(self._trials.values())
+        for family, counts in _states_by_family(self._trials.values()).items():
+            leader = best.get(family)
+            families.add_row(
+                family,
+                str(sum(counts[status] for status in ENDED)),
+                str(counts["running"]),
+                f"{leader.score:.4f}" if leader else "–",
+                f"{leader.trial_id} {in_brief(leader.config)}" if leader else "",
+            )
+        running = [trial for trial in self._trials.values() if trial.status == "running"]
+        rows = Table("running", "", "step", "loss", "score", "images/s", "where", box=None, pad_edge=False)
+        for trial in running[:_MOST_ROWS]:
+            rows.add_row(trial.trial_id, in_brief(trial.config), *_cells(trial))
+        more = [f"and {len(running) - _MOST_ROWS} more that run"] if len(running) > _MOST_ROWS else []
+        return Group("", title, families, "", rows, *more)
+
+    # ---------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def _ended(self) -> int:
+        return sum(trial.status in ENDED for trial in self._trials.values())
+
+    def _of(self, trial: Any) -> Trial:
+        """What is known of a trial of Tune's."""
+        proposal, number = proposal_of(trial.config)
+        ours = trial_id_of(proposal.config)
+        return self._trials.get(ours) or _new(proposal.config, number)
+
+    def _read(self, trial: Any) -> Trial:
+        """What its folder tells of a trial that has ended."""
+        there = self._of(trial)
+        try:
+            found = TrialFolder(self._run, there.trial_id).read() or there
+        except StoreError:
+            found = there  # those wait for the store who must
+        self._trials[found.trial_id] = found
+        return found
+
+    def _tell_metrics(self) -> None:
+        trials = list(self._trials.values())
+        now = time.monotonic()
+        if now >= self._expected_until:
+            plan = self._plan
+            self._expected = forecast(
+                plan.configs, trials, plan.rates, search=plan.search, devices=plan.devices(), price=plan.price
+            )
+            took = time.monotonic() - now
+            self._expected_until = now + took / _SHARE_FORECASTING
+        expected = self._expected
+        assert expected is not None
+        states = Counter(trial.status for trial in trials) + Counter(pending=max(0, self._plan.total - len(trials)))
+        for status in ("running", "waiting", "pending", *ENDED):
+            states.setdefault(status, 0)  # a gauge keeps its last value until it is told another
+        self._metrics.update(
+            states,
+            {family: trial.score for family, trial in _best_of_families(trials).items()},
+            device_hours=expected.spent,
+            forecast_device_hours=expected.expected,
+        )
+
+
+def in_brief(config: TrainConfig) -> str:
+    """A trial in few words, as in `yolox nano E x0.3 lr 0.002`."""
+    strength = "" if config.policy == "A" else f" x{config.strength:g}"
+    return f"{config.detector} {config.variant} {config.policy}{strength} lr {config.learning_rate:.2g}"
+
+
+def _live(progress: SearchProgress) -> Any:
+    from rich.live import Live
+
+    return Live(get_renderable=progress.table, refresh_per_second=1, transient=True)
+
+
+def _new(config: TrainConfig, number: int) -> Trial:
+    return Trial(
+        trial_id_of(config), config, config_hash(config), score=math.nan, steps=0, checkpoint="", status="running",
+        number=number,
+    )  # fmt: skip
+
+
+def _at_rest(trial: Trial) -> Trial:
+    """A trial of an earlier session, which does not run until Tune says so."""
+    return replace(trial, status="unfinished") if trial.status == "running" else trial
+
+
+def _best_of_families(trials: Iterable[Trial]) -> dict[str, Trial]:
+    best: dict[str, Trial] = {}
+    for trial in ranked(list(trials)):
+        if is_scored(trial):
+            best.setdefault(trial.config.detector, trial)
+    return dict(sorted(best.items()))
+
+
+def _states_by_family(trials: Iterable[Trial]) -> dict[str, Counter[str]]:
+    states: dict[str, Counter[str]] = {}
+    for trial in trials:
+        states.setdefault(trial.config.detector, Counter())[trial.status] += 1
+    return states
+
+
+def _report_in_words(result: Mapping[str, Any], config: TrainConfig) -> str:
+    name = score_name([config.detector])
+    return (
+        f"step {result['step']}/{config.steps}  loss {result['loss']:.3f}  {name} {_score(result.get(SCORE))}  "
+        f"{result['images_per_second']:.0f} images/s"
+    )
+
+
+def _cells(trial: Trial) -> tuple[str, ...]:
+    if not trial.history:
+        return (f"0/{trial.config.steps}", "", "", "", "")
+    last = trial.history[-1]
+    where = f"{last.get('host', '')} {last.get('device', '')}".strip()
+    return (
+        f"{last['step']}/{trial.config.steps}",
+        f"{last['loss']:.3f}",
+        _score(last.get(SCORE)),
+        f"{last['images_per_second']:.0f}",
+        where,
+    )
+
+
+def _score(value: float | None) -> str:
+    """A fold without findings has no score."""
+    return "–" if value is None or value != value else f"{value:.4f}"
