@@ -3,6 +3,7 @@
 from typing import Literal
 
 from vbd.cli import connect, main
+from vbd.config import Device
 
 
 def ensemble(
@@ -10,24 +11,44 @@ def ensemble(
     run: str,
     data: str,
     output: str | None = None,
-    split: Literal["test"] = "test",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    part: Literal["test"] = "test",
+    gate: Literal["auto", "append", "damp", "replace", "quota"] = "auto",
+    trials: int = 0,
+    seed: int = 0,
+    replicates: int = 1_000,
+    html: str | None = None,
+    device: Device = "auto",
 ) -> None:
     """Calibrate, select and fuse the kept checkpoints on out-of-fold detections, and write a checked submission.csv.
+
+    For research; not for clinical use. docs/ensemble.md tells what is done, and how to read what is told.
 
     Args:
         run: Folder of a finished search, or of jobs/train.py.
         data: The prepared dataset it was trained on.
         output: The submission; by default submission.csv in the run folder.
-        split: The part to predict.
+        part: The part to predict.
+        gate: What P(no finding) does to boxes: append leaves them, damp lowers their scores, replace and quota take those of the
+            likeliest normal images away; auto is append, and damp where it gains on images that took no part.
+        trials: Of a search for better weights, thresholds and rule of fusion after the greedy selection; minutes each hundred.
+        seed: Of the parts of the images, the search and the replicates.
+        replicates: Bootstrap replicates of every interval.
+        html: Also write a page of figures and pictures to this file.
         device: Where the detectors run.
     """
     from vbd.config import RunOptions
     from vbd.ensemble.build import build_ensemble
+    from vbd.ensemble.fit import plan_of
 
+    plan = plan_of(gate=gate, trials=trials, seed=seed, replicates=replicates)
     connect()
-    result = build_ensemble(run, data, output=output, part=split, options=RunOptions(device=device))
+    result = build_ensemble(run, data, output=output, options=RunOptions(device=device), plan=plan)
     print(result.summary)
+    if html is not None:
+        from vbd.reports.ensemble import write_ensemble_page
+
+        write_ensemble_page(result, html, replicates=replicates)
+        print(f"report       {html}")
 
 
 if __name__ == "__main__":

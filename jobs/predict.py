@@ -1,45 +1,68 @@
-"""Detections of one checkpoint in a folder of images, or in a part of a prepared dataset."""
+"""Detections of one or many checkpoints in a folder of images, or in a part of a prepared dataset."""
 
-from typing import Literal
+import functools
+from typing import Annotated, Literal
+
+import tyro
 
 from vbd.cli import connect, main
+from vbd.config import Device
+from vbd.errors import InputError
 
 
 def predict(
     *,
-    checkpoint: str,
     images: str,
     output: str,
+    checkpoint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    run: str = "",
+    ensemble: str = "",
     part: str = "test",
-    augmentation: Literal["none", "flip"] = "none",
+    augmentation: Literal["none", "flip", "scale", "flip_scale"] = "none",
+    coco: str = "",
+    overlay: str = "",
+    dicom_sr: str = "",
+    score_threshold: float = 0.3,
     workers: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
+    overwrite: bool = False,
 ) -> None:
-    """Run a detector over images on all workers of the cluster. For research; not for clinical use.
+    """Run detectors over images on all workers of the cluster. For research; not for clinical use.
+
+    The same command goes on after a stop. docs/predict.md tells more.
 
     Args:
-        checkpoint: Folder of a checkpoint (config.json, model.pt).
         images: Folder of DICOM, PNG or JPEG files, or a prepared dataset.
-        output: Folder for detections.parquet (boxes in original pixels) and rejects.csv.
+        output: Folder for detections.parquet (boxes in original pixels), or one such file for each of several checkpoints, and
+            rejects.csv.
+        checkpoint: Folder of a checkpoint (config.json, model.pt); may be given again.
+        run: Instead: folder of a search or of jobs/train.py; all the members it kept predict.
+        ensemble: Instead: run folder in which jobs/ensemble.py has made one; ensemble.parquet holds what it finds.
         part: Of a prepared dataset: test, train or a fold number.
-        augmentation: Test-time augmentation; flip also looks at the mirror image.
+        augmentation: Test-time augmentation: the mirror image, smaller scales (0.83 and 0.67), or both, fused.
+        coco: Also write COCO results to this JSON file.
+        overlay: Also draw the boxes on each image, as PNG files in this folder.
+        dicom_sr: Also write a DICOM structured report for each raw DICOM file into this folder.
+        score_threshold: Least score of a box that is drawn or reported.
         workers: Detector processes; by default one for each core or GPU.
         device: Where they run.
+        overwrite: Replace other predictions in the output folder.
     """
     from vbd.config import RunOptions
-    from vbd.ensemble.predict import write_predictions
+    from vbd.ensemble.apply import ensemble_checkpoints, write_ensemble
+    from vbd.ensemble.predict import Request, name_checkpoints, write_predictions
+    from vbd.ensemble.predict_outputs import Extras
 
-    connect()
-    found, refused = write_predictions(
-        checkpoint,
-        images,
-        output,
-        part=part,
-        augmentation=augmentation,
-        workers=workers,
-        options=RunOptions(device=device),
+    extras = Extras(coco=coco, overlay=overlay, dicom_sr=dicom_sr, score_threshold=score_threshold, part=part)
+    if ensemble and (checkpoint or run):
+        raise InputError("--ensemble has members of its own; leave --checkpoint and --run out")
+    checkpoints = ensemble_checkpoints(ensemble) if ensemble else name_checkpoints(checkpoint, run)
+    request = Request(checkpoints, images, output, part=part, augmentation=augmentation, extras=extras)
+    write = functools.partial(write_ensemble, ensemble) if ensemble else write_predictions
+    found, refused = write(
+        request, options=RunOptions(device=device), workers=workers, overwrite=overwrite, connect=connect
     )
-    print(f"{output}: detections of {found} images, {refused} refused. For research; not for clinical use.")
+    print(f"{output}: detections in {found} images, {refused} refused. For research; not for clinical use.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 
 from tests.browser import check_figures, open_page
 from tests.reports.predictions import kept
+from tests.search.trials import config_of, ended_trial
 from vbd import storage
 from vbd.data.prepared import open_dataset, read_truths
-from vbd.records import Detections, Truth, detections_to_table
+from vbd.records import Detections, Trial, Truth, detections_to_table
+from vbd.search.leaderboard import Leaderboard, ranked, write_leaderboard
+from vbd.search.trial import TrialFolder
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,6 +96,43 @@ def test_a_submission_with_defects_is_exit_code_1(prepared: str, tmp_path: Path)
     assert "check: 1 defect(s)" in short.stdout
 
 
+def test_a_submission_is_examined(prepared: str, tmp_path: Path) -> None:
+    lines = (Path(prepared) / "sample_submission.csv").read_text().splitlines()
+    (tmp_path / "good.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "bad.csv").write_text("\n".join(["ID,TARGET", *lines[1:-1]]) + "\n")
+    good, bad = (
+        run("--check", name, "--data", prepared, "--json", "out/found.json", cwd=tmp_path)
+        for name in ("good.csv", "bad.csv")
+    )
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.splitlines()[-1] == "no defects"
+    assert (bad.returncode, bad.stderr) == (1, "")
+    assert "2 kinds of defects in 2 places" in bad.stdout
+    content = json.loads((tmp_path / "out" / "found.json").read_text())
+    assert [defect["kind"] for defect in content["defects"]] == ["header", "missing_image"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--check", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("--check", "good.parquet"), "good.parquet: not a text file; a submission is a csv"),
+        (("--check", "good.parquet", "--part", "9"), "no images in part 9"),
+        (("--check", "a.csv", "--html", "a.html"), "--html belongs to --predictions; leave it out"),
+        (("--check", "a.csv", "--device", "cpu"), "--device belongs to --run; leave it out"),
+        (("--check", "a.csv", "--predictions", "b.csv"), "both are given of --predictions and --check"),
+    ],
+)
+def test_what_cannot_be_examined_is_one_line_and_exit_code_2(
+    flags: tuple[str, ...], told: str, prepared: str, predictions: Path
+) -> None:
+    done = run(*flags, "--data", prepared, cwd=predictions)
+    assert done.returncode == 2, done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -108,6 +149,69 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     flags: tuple[str, ...], told: str, prepared: str, predictions: Path
 ) -> None:
     done = run(*flags, "--data", prepared, *(() if "--replicates" in flags else ("--replicates", "0")), cwd=predictions)
+    assert done.returncode == 2, done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+
+
+# ---------------------------------------------------------------------------------------------- the scores of a search
+
+
+@pytest.fixture
+def search(prepared: str, tmp_path: Path) -> list[Trial]:
+    """The trials of `<tmp_path>/run`, best first, of which the detections alone were kept."""
+    run, fingerprint = str(tmp_path / "run"), open_dataset(prepared).fingerprint
+    storage.write_json(f"{run}/run.json", {"dataset": fingerprint, "data": prepared})
+    for seed, skill in ((1, 0.9), (2, 0.5)):
+        ended = ended_trial(run, tmp_path / "made", config_of(seed), prepared, skill=skill)
+        TrialFolder(run, ended.trial_id).prune()
+    trials = [TrialFolder(run, name).read() for name in storage.list_names(f"{run}/trials")]
+    best_first = ranked([trial for trial in trials if trial])
+    write_leaderboard(run, Leaderboard("test", fingerprint, True, best_first))
+    return list(best_first)
+
+
+def test_the_scores_of_a_search_are_told_again(search: list[Trial], tmp_path: Path) -> None:
+    done = run("--run", "run", "--trial", "all", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    title, _, first, second, summary = done.stdout.splitlines()
+    assert "synthetic data" in title
+    assert first.split()[:4] == [search[0].trial_id, "yolox", f"{search[0].score:.8f}", f"{search[0].score:.8f}"]
+    assert second.split()[0] == search[1].trial_id
+    assert " ".join(first.split()).endswith(" 0 detections, weights not kept agrees")
+    assert summary.startswith("2 of 2 agree to 1e-06; 2 by their kept detections alone")
+
+
+def test_a_score_that_differs_is_exit_code_1(search: list[Trial], prepared: str, tmp_path: Path) -> None:
+    better = replace(search[1], score=search[1].score + 1e-5)
+    write_leaderboard(str(tmp_path / "run"), Leaderboard("test", open_dataset(prepared).fingerprint, True, (better,)))
+    done = run("--run", "run", "--trial", better.trial_id, "--data", prepared, "--device", "cpu", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "-1.0e-05" in done.stdout
+    assert "refused: its detections score " in done.stdout
+    assert "0 of 1 agree" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "neither is given of --predictions and --run"),
+        (("--predictions", "a.parquet", "--run", "run"), "both are given of --predictions and --run"),
+        (("--predictions", "a.parquet"), "--data is missing: give the prepared dataset"),
+        (("--predictions", "a.parquet", "--data", "x", "--trial", "all"), "--trial belongs to --run; leave it out"),
+        (("--run", "run", "--html", "a.html"), "--html belongs to --predictions; leave it out"),
+        (("--run", "run", "--score-threshold", "0"), "--score-threshold belongs to --predictions"),
+        (("--run", "nowhere"), "nowhere: holds no search (no run.json)"),
+        (("--run", "run"), "run/best: no manifest.json"),
+        (("--run", "run", "--trial", "0123456789"), "--trial 0123456789: no trial of run; "),
+        (("--run", "run", "--trial", "all", "--data", "run"), "run: not a prepared dataset"),
+    ],
+)
+def test_what_cannot_be_told_again_is_one_line_and_exit_code_2(
+    flags: tuple[str, ...], told: str, search: list[Trial], tmp_path: Path
+) -> None:
+    done = run(*flags, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")

@@ -1,4 +1,4 @@
-"""The competition's submission file: written, read back, and examined for what would cost points.
+"""The competition's submission file: written and read back. `submission_check` examines it for what would cost points.
 
 `image_id,PredictionString`; the string holds `class confidence x_min y_min x_max y_max` in pixels of the original
 image, one after the other. "No finding" is `14 p 0 0 1 1`, with p the probability that the image is normal, NEXT TO its
@@ -7,41 +7,37 @@ boxes.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vbd import storage
 from vbd.boxes import as_boxes, clip, has_area
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError
 from vbd.labels import NO_FINDING, NO_FINDING_BOX
 from vbd.records import Detections
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 HEADER = "image_id,PredictionString"
 # Confidences must be above 0: what is smaller is written as this.
 MIN_CONFIDENCE = 1e-6
-_NO_BOX = "an image without findings needs `14 1 0 0 1 1`"
+NO_BOX = "an image without findings needs `14 1 0 0 1 1`"
 
 
 @dataclass(frozen=True)
-class Defect:
-    """Something in a submission that is wrong, or costs points."""
+class Line:
+    """One parsed row of the file."""
 
-    line: int  # from 1; 0 when it concerns the whole file
-    image_id: str  # empty when it concerns the line or the file
-    problem: str
-    mend: str
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One parsed row: `values` (n, 6), or None with the reason."""
-
-    number: int
+    number: int  # from 1, the header
     image_id: str
-    values: NDArray[np.float64] | None
+    values: NDArray[np.float64]  # (n, 6) the whole predictions; NaN for what is no number
+    kind: str = ""  # what keeps the row from being read: no_prediction, not_a_number or not_six
     problem: str = ""
     mend: str = ""
 
@@ -56,9 +52,10 @@ def write_submission(
 ) -> None:
     """Writes every image of `image_ids` once, in that order, with at most `max_boxes` of its best boxes.
 
-    Boxes are cut at the image's border (at 0 alone without `original_hw`), empty ones and scores of 0 are left out. An
-    image without boxes and without a probability gets `14 1 0 0 1 1`. The text is parsed again and compared before
-    it appears under its name. Raises InputError for an unknown image, an image that comes twice and a score above 1.
+    Boxes are cut at the image's border (at 0 alone without `original_hw`); those of no more than a pixel and scores of 0
+    are left out. An image without boxes and without a probability gets `14 1 0 0 1 1`. The file is read again and compared
+    before it appears under its name. Raises InputError for an unknown image, an image that comes twice and a score
+    outside 0..1, StoreError when the place does not keep what is written.
     """
     by_id = {found.image_id: found for found in detections}
     if len(by_id) < len(detections):
@@ -72,57 +69,69 @@ def write_submission(
         _writable(by_id.get(image_id, Detections(image_id)), (original_hw or {}).get(image_id), max_boxes, path)
         for image_id in image_ids
     ]
-    text = "\n".join([HEADER, *(f"{row.image_id},{_prediction_string(row)}" for row in rows)]) + "\n"
-    for written, wanted in zip(_parse_all(text, path), rows, strict=True):
-        if not _is_same(written, wanted):
-            raise AssertionError(f"{path}: image {wanted.image_id} does not read back as it was written")
-    storage.write_bytes(path, text.encode())
+    strings = _prediction_strings(rows)
+    text = "\n".join([HEADER, *(f"{row.image_id},{string}" for row, string in zip(rows, strings, strict=True))]) + "\n"
+    _publish(text, rows, path)
 
 
 def read_submission(path: str) -> list[Detections]:
     """Detections of a submission in its order; raises InputError with the line of the first row that cannot be read."""
-    return _parse_all(_text(path), path)
+    return _parse_all(read_text(path), path)
 
 
-def check_submission(
-    path: str, *, image_ids: Sequence[str], original_hw: Mapping[str, tuple[int, int]] | None = None
-) -> list[Defect]:
-    """Everything wrong with a submission, by line. `image_ids` are those it must hold; `original_hw` their sizes.
+def read_text(path: str) -> str:
+    """The text of a submission; raises InputError when it is none."""
+    try:
+        return storage.read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file; a submission is a csv with the header {HEADER}") from None
 
-    Raises InputError only when the file cannot be read as text.
-    """
-    lines = _text(path).splitlines()
-    defects = _header_defects(lines)
-    wanted, first_line = set(image_ids), dict[str, int]()
-    whole_image = False
-    for row in _rows(lines):
-        if row.image_id in first_line:
-            problem = f"the image stands on line {first_line[row.image_id]} already"
-            defects.append(Defect(row.number, row.image_id, problem, "put all its boxes into one row"))
-        first_line.setdefault(row.image_id, row.number)
-        if row.image_id not in wanted:
-            defects.append(Defect(row.number, row.image_id, "not an image of this test set", "remove the row"))
-        if row.values is None:
-            defects.append(Defect(row.number, row.image_id, row.problem, row.mend))
-            continue
-        whole_image |= bool((row.values[:, 0] == NO_FINDING).any())
-        defects += _value_defects(row, (original_hw or {}).get(row.image_id))
-    for image_id in image_ids:
-        if image_id not in first_line:
-            defects.append(Defect(0, image_id, "the image has no row", f"add one; {_NO_BOX}"))
-    if first_line and not whole_image:
-        mend = "add `14 p 0 0 1 1` with p = P(normal) to every row; the class is a fifteenth of the score"
-        defects.append(Defect(0, "", 'class 14 ("No finding") is nowhere predicted', mend))
-    return sorted(defects, key=lambda defect: defect.line)
+
+def header_problem(lines: Sequence[str]) -> str:
+    """What is wrong with the first line; empty when nothing is."""
+    header = lines[0].strip() if lines else ""
+    if header.replace('"', "") == HEADER:
+        return ""
+    return f"the header is `{header[:80]}`" if lines else "the file is empty"
+
+
+def parse_lines(lines: Sequence[str], *, first: int = 2) -> list[Line]:
+    """The rows from a line on; neither ids nor prediction strings hold commas, and blank lines are passed over."""
+    rows = [
+        (number, *line.partition(",")) for number, line in enumerate(lines[first - 1 :], start=first) if line.strip()
+    ]
+    texts = [text.strip().strip('"') for _, _, _, text in rows]
+    numbers = _fast_numbers(texts) or [_numbers(text) for text in texts]
+    return [
+        _line(number, image_id.strip().strip('"'), text, found) if comma else _without_comma(number, image_id.strip())
+        for (number, image_id, comma, _), text, found in zip(rows, texts, numbers, strict=True)
+    ]
+
+
+def class_and_score_problems(values: NDArray[np.float64]) -> dict[str, tuple[NDArray[np.bool_], str]]:
+    """Which predictions (n, 6) have no class 0..14, and which no confidence in (0, 1]: mask and problem by kind."""
+    labels, scores = values[:, 0], values[:, 1]
+    is_class = (labels == np.floor(labels)) & (labels >= 0) & (labels <= NO_FINDING)
+    return {
+        "unknown_class": (~is_class, "the class is not one of 0..14"),
+        "score_range": (~((scores > 0) & (scores <= 1)), "the score is not in (0, 1]"),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
 
 
 def _writable(found: Detections, hw: tuple[int, int] | None, max_boxes: int, path: str) -> Detections:
     """What of an image's detections goes into the file: boxes cut and capped, probability in (0, 1]."""
-    if not np.isfinite(found.scores).all() or (len(found.scores) and found.scores.max() > 1):
-        raise InputError(f"{path}: image {found.image_id!r} has the score {found.scores.max()}; scores must be in 0..1")
+    scores = found.scores
+    if not np.isfinite(scores).all() or (len(scores) and not 0 <= scores.min() <= scores.max() <= 1):
+        bad = scores[~((scores >= 0) & (scores <= 1))][0]
+        raise InputError(f"{path}: image {found.image_id!r} has the score {bad}; scores must be in 0..1")
     boxes = clip(found.boxes, hw or (math.inf, math.inf))
-    rows = np.flatnonzero(has_area(boxes) & (found.scores > 0))
-    rows = rows[np.argsort(-found.scores[rows], kind="stable")][:max_boxes]
+    # The box of class 14 is one pixel, and no finding is as small.
+    large = (boxes[:, 2:].astype(np.float64) - boxes[:, :2] > 1).any(1)
+    rows = np.flatnonzero(has_area(boxes) & large & (scores > 0))
+    rows = rows[np.argsort(-scores[rows], kind="stable")][:max_boxes]
     p = found.no_finding
     if p is None and not len(rows):
         p = 1.0
@@ -130,24 +139,54 @@ def _writable(found: Detections, hw: tuple[int, int] | None, max_boxes: int, pat
         raise InputError(f"{path}: image {found.image_id!r} has P(normal) = {p}; it must be in 0..1")
     # Both confidences are ranked as float32: nothing is gained by more digits.
     p = None if p is None else float(np.float32(max(p, MIN_CONFIDENCE)))
-    return dataclasses.replace(
-        found, boxes=boxes[rows], scores=found.scores[rows], labels=found.labels[rows], no_finding=p
-    )
+    return dataclasses.replace(found, boxes=boxes[rows], scores=scores[rows], labels=found.labels[rows], no_finding=p)
 
 
-def _prediction_string(found: Detections) -> str:
-    numbers = np.concatenate([found.scores[:, None], found.boxes], axis=1)
-    parts = [
-        f"{label} {' '.join(map(shortest, row))}" for label, row in zip(found.labels.tolist(), numbers, strict=True)
-    ]
-    if found.no_finding is not None:
-        parts.append(f"{NO_FINDING} {shortest(np.float32(found.no_finding))} 0 0 1 1")
-    return " ".join(parts)
+def _prediction_strings(rows: Sequence[Detections]) -> list[str]:
+    """The prediction string of each image."""
+    import pyarrow as pa  # 0.1 s: kept out of --help
+    import pyarrow.compute as pc
+
+    numbers = [_numbers_of(row) for row in rows]
+    ends = np.cumsum([0, *map(len, numbers)], dtype=np.int32)
+    texts = pa.ListArray.from_arrays(ends, shortest(np.concatenate([np.zeros(0, np.float32), *numbers])))
+    return pc.binary_join(texts, " ").to_pylist()
 
 
-def shortest(value: np.float32) -> str:
-    """The shortest text that reads back as exactly this float32: 3.0 -> `3`, 0.1 -> `0.1`."""
-    return str(value).removesuffix(".0")
+def _numbers_of(found: Detections) -> NDArray[np.float32]:
+    numbers = np.concatenate([found.labels[:, None], found.scores[:, None], found.boxes], axis=1, dtype=np.float32)
+    if found.no_finding is None:
+        return numbers.ravel()
+    return np.append(numbers, np.array([NO_FINDING, found.no_finding, *NO_FINDING_BOX], np.float32))
+
+
+def shortest(numbers: NDArray[np.float32]) -> "pa.Array":
+    """The fewest digits that read back as exactly these float32: 3.0 -> `3`, 0.1 -> `0.1`, 0.00001 -> `1e-5`; (n,) -> (n,)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = pc.cast(pa.array(numbers, pa.float32()), pa.string())
+    # Arrow writes zeros where an exponent is shorter.
+    small = (numbers != 0) & (np.abs(numbers) <= 1e-4)
+    shorter = pa.array([str(number).replace("e-0", "e-") for number in numbers[small]], pa.string())
+    return pc.replace_with_mask(texts, small, shorter)
+
+
+def _publish(text: str, rows: Sequence[Detections], path: str) -> None:
+    """Writes under another name, reads back, compares, and only then gives the file its name."""
+    data, temporary = text.encode(), f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        storage.write_bytes(temporary, data)
+        stored = storage.read_bytes(temporary)
+        if stored != data:
+            raise StoreError(f"{path}: does not read back as it was written; choose another place")
+        for written, wanted in zip(_parse_all(stored.decode(), path), rows, strict=True):
+            if not _is_same(written, wanted):
+                raise AssertionError(f"{path}: image {wanted.image_id} does not read back as it was written")
+        storage.move_file(temporary, path)
+    except BaseException:
+        storage.delete_file(temporary)
+        raise
 
 
 def _is_same(first: Detections, second: Detections) -> bool:
@@ -160,21 +199,18 @@ def _is_same(first: Detections, second: Detections) -> bool:
     )
 
 
-def _text(path: str) -> str:
-    try:
-        return storage.read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; a submission is a csv with the header {HEADER}") from None
+# ------------------------------------------------------------------------------------------------------------ reading
 
 
 def _parse_all(text: str, path: str) -> list[Detections]:
     lines = text.splitlines()
-    for defect in _header_defects(lines):
-        raise InputError(f"{path}:1: {defect.problem}; {defect.mend}")
+    problem = header_problem(lines)
+    if problem:
+        raise InputError(f"{path}:1: {problem}; the first line must be `{HEADER}`")
     found: dict[str, Detections] = {}
-    for row in _rows(lines):
+    for row in parse_lines(lines):
         where = f"{path}:{row.number}: image {row.image_id!r}"
-        if row.values is None:
+        if row.kind:
             raise InputError(f"{where}: {row.problem}; {row.mend}")
         if row.image_id in found:
             raise InputError(f"{where}: the image comes twice; put all its boxes into one row")
@@ -182,10 +218,9 @@ def _parse_all(text: str, path: str) -> list[Detections]:
     return list(found.values())
 
 
-def _detections(row: _Line, where: str) -> Detections:
-    assert row.values is not None
+def _detections(row: Line, where: str) -> Detections:
     labels, scores = row.values[:, 0], row.values[:, 1]
-    for wrong, problem in _class_and_score_problems(row.values):
+    for wrong, problem in class_and_score_problems(row.values).values():
         if wrong.any():
             raise InputError(f"{where}: {problem} in prediction {int(wrong.argmax()) + 1}")
     whole = labels == NO_FINDING
@@ -198,40 +233,24 @@ def _detections(row: _Line, where: str) -> Detections:
     )
 
 
-def _header_defects(lines: Sequence[str]) -> list[Defect]:
-    header = lines[0].strip() if lines else ""
-    if header.replace('"', "") == HEADER:
+def _fast_numbers(texts: Sequence[str]) -> list[NDArray[np.float64]] | None:
+    """The numbers of each text at once; None when one of them holds anything else, which arrow tells of none in particular."""
+    import pyarrow as pa  # 0.1 s: kept out of --help
+    import pyarrow.compute as pc
+
+    if not texts:
         return []
-    problem = f"the header is `{header[:80]}`" if lines else "the file is empty"
-    return [Defect(1, "", problem, f"the first line must be `{HEADER}`")]
-
-
-def _rows(lines: Sequence[str]) -> Iterator[_Line]:
-    """The rows below the header; neither ids nor prediction strings hold commas, and blank lines are passed over."""
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        image_id, comma, text = (part.strip().strip('"') for part in line.partition(","))
-        values, problem, mend = _values(text) if comma else (None, "no comma", f"write the row as {HEADER}")
-        yield _Line(number, image_id, values, problem, mend)
-
-
-def _values(text: str) -> tuple[NDArray[np.float64] | None, str, str]:
-    """A prediction string as (n, 6) numbers, or None, what is wrong and how to mend it."""
-    tokens = text.split()
-    if not tokens:
-        return None, "the prediction string is empty", _NO_BOX
+    tokens = pc.ascii_split_whitespace(pa.array(texts, pa.string()))
     try:
-        numbers = np.array(list(map(float, tokens)))
-    except ValueError:
-        numbers = np.array([_number(token) for token in tokens])
-    if not np.isfinite(numbers).all():
-        place = int((~np.isfinite(numbers)).argmax())
-        return None, f"{tokens[place]!r} (value {place + 1}) is not a number", "write plain decimal numbers"
-    if len(tokens) % 6:
-        mend = "every prediction is `class confidence x_min y_min x_max y_max`"
-        return None, f"the prediction string has {len(tokens)} values, not a multiple of six", mend
-    return numbers.reshape(-1, 6), "", ""
+        numbers = pc.cast(tokens.flatten(), pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        return None
+    return np.split(numbers, tokens.offsets.to_numpy()[1:-1])
+
+
+def _numbers(text: str) -> NDArray[np.float64]:
+    """The numbers of a text, NaN for what is none."""
+    return np.array([_number(token) for token in text.split()], np.float64)
 
 
 def _number(token: str) -> float:
@@ -241,44 +260,22 @@ def _number(token: str) -> float:
         return math.nan
 
 
-def _class_and_score_problems(values: NDArray[np.float64]) -> list[tuple[NDArray[np.bool_], str]]:
-    """Which predictions (n, 6) have no class 0..14, and which no confidence in (0, 1]."""
-    labels, scores = values[:, 0], values[:, 1]
-    is_class = (labels == np.floor(labels)) & (labels >= 0) & (labels <= NO_FINDING)
-    return [
-        (~is_class, "the class is not one of 0..14"),
-        (~((scores > 0) & (scores <= 1)), "the score is not in (0, 1]"),
-    ]
+def _line(number: int, image_id: str, text: str, numbers: NDArray[np.float64]) -> Line:
+    """A row with what keeps it from being read, if anything does."""
+    values = numbers[: len(numbers) // 6 * 6].reshape(-1, 6)
+    if not len(numbers):
+        return Line(number, image_id, values, "no_prediction", "the prediction string is empty", NO_BOX)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        place = int((~finite).argmax())
+        problem = f"{text.split()[place]!r} (value {place + 1}) is not a number"
+        return Line(number, image_id, values, "not_a_number", problem, "write plain decimal numbers")
+    if len(numbers) % 6:
+        problem = f"the prediction string has {len(numbers)} values, not a multiple of six"
+        mend = "every prediction is `class confidence x_min y_min x_max y_max`"
+        return Line(number, image_id, values, "not_six", problem, mend)
+    return Line(number, image_id, values)
 
 
-def _value_defects(row: _Line, hw: tuple[int, int] | None) -> list[Defect]:
-    """Defects of a row's predictions; each kind once, with its first place and their number."""
-    assert row.values is not None
-    boxes, whole = row.values[:, 2:], row.values[:, 0] == NO_FINDING
-    sides = boxes[:, 2:] - boxes[:, :2]
-    height, width = hw or (math.inf, math.inf)
-    outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
-    (bad_class, class_problem), (bad_score, score_problem) = _class_and_score_problems(row.values)
-    size = f"the image of {width} x {height} pixels" if hw else "the image"
-    degenerate = ~whole & (sides <= 0).any(1)
-    kinds = (
-        (bad_class, class_problem, "classes are 0..13, and 14 for an image without findings"),
-        (bad_score, score_problem, "confidences are above 0 and at most 1"),
-        (degenerate, "the box has x_min >= x_max or y_min >= y_max", "remove it, or put its corners in order"),
-        (~whole & ~degenerate & (sides <= 1).all(1), "the box is one pixel", "only class 14 has the box 0 0 1 1"),
-        (
-            ~whole & outside,
-            f"the box leaves {size}",
-            "boxes are in pixels of the ORIGINAL image; cut them at its border",
-        ),
-        (whole & (boxes != NO_FINDING_BOX).any(1), "the box of class 14 is not 0 0 1 1", "write `14 p 0 0 1 1`"),
-        (whole & (np.cumsum(whole) > 1), "class 14 comes more than once", "write `14 p 0 0 1 1` once per image"),
-    )
-    defects = []
-    for wrong, problem, mend in kinds:
-        if wrong.any():
-            place = f"prediction {int(wrong.argmax()) + 1}" + (
-                f" and {wrong.sum() - 1} more" if wrong.sum() > 1 else ""
-            )
-            defects.append(Defect(row.number, row.image_id, f"{place}: {problem}", mend))
-    return defects
+def _without_comma(number: int, image_id: str) -> Line:
+    return Line(number, image_id, np.zeros((0, 6)), "no_prediction", "no comma", f"write the row as {HEADER}")

@@ -1,5 +1,6 @@
-"""Calibrated scores and the probability of a normal image."""
+"""Calibrated scores."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,15 +10,11 @@ from vbd.ensemble.calibrate import (
     calibrate_crosswise,
     calibration_from_json,
     fit_calibration,
-    fit_no_finding,
-    no_finding_crosswise,
-    no_finding_from_json,
     split_parts,
 )
 from vbd.ensemble.fusion import fuse_all
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
-from vbd.labels import NO_FINDING_NAME
 from vbd.records import Detections, Truth
 
 HIT, MISS = [0, 0, 10, 10], [50, 50, 60, 60]
@@ -50,8 +47,6 @@ def test_nothing_to_learn_from():
     )
     assert found.scores == pytest.approx(0.5)
     assert calibration.apply([Detections("a")])[0].boxes.shape == (0, 4)
-    (normal,) = fit_no_finding([], []).apply([Detections("a")])
-    assert normal.no_finding == pytest.approx(0.5)
 
 
 def test_calibrated_scores_are_the_share_of_true_positives():
@@ -95,42 +90,25 @@ def test_applied_detections_are_in_order_and_the_input_is_not_changed():
     assert image.scores.tolist() == pytest.approx([0.9, 0.1])
 
 
-def test_calibration_makes_fusing_unlike_families_worth_while():
-    good, truths = simulated(0, squash=0.1)  # speaks softly
-    poor, _ = simulated(5, noise=6.0)  # loud and often wrong
-    raw = evaluate(fuse_all([good, poor], [1, 1]), truths).map_40_findings
-    single = evaluate(good, truths).map_40_findings
-    calibrated = [calibrate_crosswise(member, truths) for member in (good, poor)]
-    fused = evaluate(fuse_all(calibrated, [1, 1]), truths).map_40_findings
-    assert raw < single
-    assert fused > raw
+def test_raw_fusion_is_worse_than_the_better_family_and_calibrated_fusion_better():
+    soft, truths = simulated(0, num_images=1_500, squash=0.02, noise=2.0)  # the better one, which speaks softly
+    loud, _ = simulated(5, num_images=1_500, noise=3.0)
+    loud = [dataclasses.replace(found, scores=0.5 + 0.5 * found.scores) for found in loud]  # overconfident
+
+    def score(*members):
+        return evaluate(fuse_all(members, [1] * len(members)), truths).map_40_findings
+
+    better = max(score(soft), score(loud))
+    calibrated = [calibrate_crosswise(member, truths) for member in (soft, loud)]
+    assert score(soft) == better
+    assert score(soft, loud) < better - 0.01
+    assert score(*calibrated) > better + 0.01
 
 
 def test_fits_survive_json():
     detections, truths = simulated(0)
-    calibration, normal = fit_calibration(detections, truths), fit_no_finding(detections, truths)
+    calibration = fit_calibration(detections, truths)
     assert calibration_from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
-    assert no_finding_from_json(json.loads(json.dumps(normal.to_json()))) == normal
-
-
-def test_probability_of_normal_falls_with_the_scores_and_is_honest():
-    detections, truths = simulated(0)
-    with_p = no_finding_crosswise(calibrate_crosswise(detections, truths), truths)
-    p = np.array([found.no_finding for found in with_p])
-    is_normal = np.array([not len(truth.boxes) for truth in truths])
-    assert p.mean() == pytest.approx(is_normal.mean(), abs=0.03)
-    assert p[is_normal].mean() > p[~is_normal].mean() + 0.3
-    assert ((p > 0) & (p < 1)).all()
-    assert evaluate(with_p, truths).per_class[NO_FINDING_NAME] > 0.85
-
-
-@pytest.mark.parametrize("is_normal", [True, False])
-def test_images_of_one_kind_give_their_smoothed_share(is_normal):
-    detections, truths = simulated(0)
-    chosen = [i for i, truth in enumerate(truths) if (len(truth.boxes) == 0) == is_normal][:8]
-    fitted = fit_no_finding([detections[i] for i in chosen], [truths[i] for i in chosen])
-    (found,) = fitted.apply([Detections("a")])
-    assert found.no_finding == pytest.approx(0.9 if is_normal else 0.1)
 
 
 def test_crosswise_calibration_has_not_seen_the_image():
@@ -151,5 +129,3 @@ def test_parts_depend_on_the_id_alone():
 def test_an_image_without_ground_truth_is_told():
     with pytest.raises(InputError, match="'x'"):
         fit_calibration([Detections("x")], [])
-    with pytest.raises(InputError, match="'x'"):
-        fit_no_finding([Detections("x")], [])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from tests.ensemble.checkpoints import write_random
 from vbd import storage
 from vbd.boxes import EMPTY
 from vbd.config import PrepareConfig, RunOptions, TrainConfig
@@ -13,37 +13,18 @@ from vbd.data.dataset import collate, training_batches
 from vbd.data.images import decode_image, encode_image
 from vbd.data.prepare import prepare
 from vbd.data.prepared import open_dataset
-from vbd.ensemble.predict import images_in_folder, images_of_part, predict, write_predictions
+from vbd.ensemble.predict import Request, predict, write_predictions
+from vbd.ensemble.predict_images import images_in_folder, images_of_part
 from vbd.errors import InputError
-from vbd.models import build_detector
 from vbd.records import Detections, Row, detections_from_table
-from vbd.training.checkpoint import read_info, write_checkpoint
+from vbd.training.checkpoint import read_info
 
 CPU = RunOptions(device="cpu")
 
 
-def _write_detector(folder: Path, dataset: str, *, image_size: int) -> str:
-    """A detector with random weights that is sure of something in every image, as if trained on a dataset."""
-    torch.manual_seed(0)
-    detector = build_detector("yolox", variant="nano", image_size=image_size).eval()
-    with torch.no_grad():
-        for head in (*detector.network.head.obj_preds, *detector.network.head.cls_preds):
-            head.bias.fill_(-2.0)
-    write_checkpoint(
-        folder,
-        config=TrainConfig(image_size=image_size),
-        dataset=open_dataset(dataset),
-        weights=detector.state_dict(),
-        state={},
-        step=1,
-        metrics={},
-    )
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return _write_detector(tmp_path_factory.mktemp("checkpoint") / "c", prepared, image_size=128)
+    return write_random(tmp_path_factory.mktemp("checkpoint") / "c", prepared, "yolox", image_size=128)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +65,7 @@ def test_a_raw_film_is_composed_and_encoded_as_its_prepared_image_was(
     composed: str, phantom: Path, tmp_path: Path, ray_session: None
 ) -> None:
     # At another size than the dataset's, so that it matters whether it was made at that size first.
-    checkpoint = _write_detector(tmp_path / "c", composed, image_size=64)
+    checkpoint = write_random(tmp_path / "c", composed, "yolox", image_size=64)
     raw = predict([checkpoint], images_in_folder(str(phantom / "test")), options=CPU)
     ready = predict([checkpoint], images_of_part(open_dataset(composed), "test"), options=CPU)
     assert not raw.rejects
@@ -114,7 +95,7 @@ def test_the_channels_of_a_composed_dataset_reach_the_detector(composed: str) ->
 
 
 def test_a_checkpoint_tells_how_its_images_were_prepared(checkpoint: str, composed: str, tmp_path: Path) -> None:
-    info = read_info(_write_detector(tmp_path / "c", composed, image_size=64))
+    info = read_info(write_random(tmp_path / "c", composed, "yolox", image_size=64))
     assert (info.channels, info.resize, info.image_format, info.prepared_size) == ("composed", "letterbox", "jpeg", 96)
     file = Path(checkpoint, "config.json")
     content = json.loads(file.read_text())
@@ -127,13 +108,13 @@ def test_a_checkpoint_tells_how_its_images_were_prepared(checkpoint: str, compos
 def test_a_checkpoint_and_a_dataset_of_other_images_do_not_go_together(
     checkpoint: str, prepared: str, composed: str, tmp_path: Path, ray_session: None
 ) -> None:
-    other = _write_detector(tmp_path / "c", composed, image_size=64)
+    other = write_random(tmp_path / "c", composed, "yolox", image_size=64)
     for folder, dataset, wanted, found in (
         (other, prepared, "composed", "grey"),
         (checkpoint, composed, "grey", "composed"),
     ):
         with pytest.raises(InputError, match=f"--channels {wanted}, but .* --channels {found}") as caught:
-            write_predictions(folder, dataset, str(tmp_path / "out"), part="test", options=CPU)
+            write_predictions(Request({"detections": folder}, dataset, str(tmp_path / "out")), options=CPU)
         assert len(str(caught.value).splitlines()) == 1
     items = [item | {"resize": "letterbox"} for item in images_of_part(open_dataset(prepared), "test")]
     with pytest.raises(InputError, match="--resize stretch, but"):
@@ -172,7 +153,7 @@ def test_a_file_that_does_not_decode_is_a_row_of_rejects(
     good = next((phantom / "test").iterdir())
     (folder / good.name).write_bytes(good.read_bytes())
     (folder / "broken.dicom").write_bytes(good.read_bytes()[:3000])
-    found = write_predictions(checkpoint, str(folder), str(tmp_path / "out"), part="test", options=CPU)
+    found = write_predictions(Request({"detections": checkpoint}, str(folder), str(tmp_path / "out")), options=CPU)
     assert found == (1, 1)
     assert "broken.dicom" in (tmp_path / "out" / "rejects.csv").read_text()
     (only,) = detections_from_table(storage.read_table(str(tmp_path / "out" / "detections.parquet")))

@@ -1,26 +1,76 @@
-"""Fusing what several models found in the same images: weighted box fusion, and three older rules to compare it with.
+"""Fusing what several models found in the same images: weighted box fusion, and older rules to compare it with.
 
 Boxes go in and come out in pixels of the original image: overlap and weighted means do not depend on the scale.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vbd.errors import InputError
-from vbd.fusing import Confidence, Fused, weighted_box_fusion
+from vbd.fusing import CONFIDENCES, Confidence, Fused, weighted_box_fusion
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections
 from vbd.suppression import non_maximum_weighted, soft_suppression, suppression
 
-Method = Literal["wbf", "nmw", "nms", "soft_nms"]
+Method = Literal["wbf", "nmw", "nms", "soft_nms", "soft_nms_gaussian"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 # What the competition's best teams used: 0.4 for the large findings, 0.5 for the small ones.
 LARGE_LABELS = (0, 1, 3, 4, 12)
 FIELD_THRESHOLDS: dict[int, float] = {label: 0.4 if label in LARGE_LABELS else 0.5 for label in range(NUM_FINDINGS)}
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """How boxes are fused. Raises ValueError for a value that means nothing."""
+
+    method: Method = "wbf"
+    confidence: Confidence = "avg"  # of wbf
+    iou_threshold: float | Mapping[int, float] = 0.5  # one number, or one for each of the labels 0..13
+    skip_threshold: float = 0.0  # boxes of a lower score, before weights, are left out
+    sigma: float = 0.5  # of soft_nms_gaussian
+    min_score: float = 1e-3  # of both soft_nms: what decays to this is left out
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.confidence not in CONFIDENCES:
+            raise ValueError(f"confidence {self.confidence!r}; choose one of {', '.join(CONFIDENCES)}")
+        for threshold in self.thresholds():
+            if not 0 <= threshold < 1:
+                raise ValueError(f"iou_threshold {threshold}: want 0 or more and less than 1")
+        if not self.sigma > 0:
+            raise ValueError(f"sigma {self.sigma}: want more than 0")
+
+    def thresholds(self) -> NDArray[np.float64]:
+        """The IoU threshold of each label: (14,)."""
+        if not isinstance(self.iou_threshold, Mapping):
+            return np.full(NUM_FINDINGS, float(self.iou_threshold))
+        missing = set(range(NUM_FINDINGS)) - set(self.iou_threshold)
+        if missing:
+            raise ValueError(f"iou_threshold has no value for label {min(missing)}; want one for each of 0..13")
+        return np.array([self.iou_threshold[label] for label in range(NUM_FINDINGS)], np.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers; `options_from_json` is the inverse."""
+        values = dataclasses.asdict(self)
+        if isinstance(self.iou_threshold, Mapping):
+            values["iou_threshold"] = {str(label): value for label, value in self.iou_threshold.items()}
+        return values
+
+
+def options_from_json(values: Mapping[str, Any]) -> FusionOptions:
+    """FusionOptions from what `to_json` gave."""
+    threshold = values["iou_threshold"]
+    if isinstance(threshold, Mapping):
+        threshold = {int(label): float(value) for label, value in threshold.items()}
+    return FusionOptions(**{**values, "iou_threshold": threshold})
 
 
 @dataclass(frozen=True)
@@ -37,52 +87,29 @@ class FlatMembers:
 
 
 def fuse(
-    runs: Sequence[Detections],
-    weights: Sequence[float],
-    *,
-    iou_threshold: float | Mapping[int, float] = 0.5,
-    skip_threshold: float = 0.0,
-    confidence: Confidence = "avg",
-    method: Method = "wbf",
+    runs: Sequence[Detections], weights: Sequence[float], options: FusionOptions | None = None, **changes: Any
 ) -> Detections:
     """Fuses several models' detections of ONE image; see `fuse_all`. Raises ValueError for different images."""
     image_ids = {run.image_id for run in runs}
     if len(image_ids) != 1:
         raise ValueError(f"fuse takes the detections of one image, not of {sorted(image_ids)}")
-    return fuse_all(
-        [[run] for run in runs],
-        weights,
-        iou_threshold=iou_threshold,
-        skip_threshold=skip_threshold,
-        confidence=confidence,
-        method=method,
-    )[0]
+    return fuse_all([[run] for run in runs], weights, options, **changes)[0]
 
 
 def fuse_all(
     members: Sequence[Sequence[Detections]],
     weights: Sequence[float],
-    *,
-    iou_threshold: float | Mapping[int, float] = 0.5,
-    skip_threshold: float = 0.0,
-    confidence: Confidence = "avg",
-    method: Method = "wbf",
+    options: FusionOptions | None = None,
+    **changes: Any,
 ) -> list[Detections]:
     """Fuses the detections of every image, joined by image_id, in order of first appearance.
 
-    A member that lacks an image, or found nothing in it, counts as a model without boxes. `iou_threshold` is one number
-    or one for each of the labels 0..13. `confidence` belongs to `wbf`. The probability of a normal image becomes the
-    weighted mean over the members that have one.
+    `changes` are fields of FusionOptions by name, in place of those of `options`. A member that lacks an image, or found
+    nothing in it, counts as a model without boxes. The probability of a normal image becomes the weighted mean over the
+    members that have one.
     """
     flat = flatten_members(members)
-    fused = fuse_flat(
-        flat,
-        weights,
-        iou_threshold=iou_threshold,
-        skip_threshold=skip_threshold,
-        confidence=confidence,
-        method=method,
-    )
+    fused = fuse_flat(flat, weights, options, **changes)
     no_finding = mean_no_finding(flat.no_finding, np.asarray(weights, np.float64))
     return split_images(fused, flat.image_ids, no_finding)
 
@@ -106,57 +133,61 @@ def flatten_members(members: Sequence[Sequence[Detections]]) -> FlatMembers:
     every = [found for member in members for found in member]
     return FlatMembers(
         image_ids=tuple(index),
-        boxes=np.concatenate([np.zeros((0, 4)), *(found.boxes for found in every)]).astype(np.float64),
-        scores=np.concatenate([np.zeros(0), *(found.scores for found in every)]).astype(np.float64),
-        labels=np.concatenate([np.zeros(0, np.int64), *(found.labels for found in every)]),
+        boxes=_joined([found.boxes for found in every], np.zeros((0, 4)), np.float64),
+        scores=_joined([found.scores for found in every], np.zeros(0), np.float64),
+        labels=_joined([found.labels for found in every], np.zeros(0), np.int64),
         models=np.repeat(np.arange(len(members)), [len(images) for images in images_of_member]),
-        images=np.concatenate([np.zeros(0, np.int64), *images_of_member]),
+        images=_joined(images_of_member, np.zeros(0), np.int64),
         no_finding=no_finding,
     )
 
 
 def fuse_flat(
-    flat: FlatMembers,
-    weights: Sequence[float] | NDArray,
-    *,
-    iou_threshold: float | Mapping[int, float] = 0.5,
-    skip_threshold: float = 0.0,
-    confidence: Confidence = "avg",
-    method: Method = "wbf",
+    flat: FlatMembers, weights: Sequence[float] | NDArray, options: FusionOptions | None = None, **changes: Any
 ) -> Fused:
-    """Fuses flat boxes of many images with one weight for each member; scores end in 0..1."""
+    """Fuses flat boxes of many images with one weight for each member; scores end in 0..1. Options as in `fuse_all`."""
+    chosen = dataclasses.replace(options or FusionOptions(), **changes)
     weight = np.asarray(weights, np.float64)
-    if len(weight) != len(flat.no_finding):
-        raise ValueError(f"{len(weight)} weights for {len(flat.no_finding)} members")
-    thresholds = _thresholds(iou_threshold)
+    if weight.shape != (len(flat.no_finding),):
+        raise ValueError(f"{weight.size} weights for {len(flat.no_finding)} members")
+    if not (np.isfinite(weight) & (weight >= 0)).all() or not weight.any():
+        raise ValueError(f"weights {weight.tolist()}: want one number of 0 or more per member, not all 0")
     columns = (flat.boxes, flat.scores, flat.labels, flat.models)
     rest: dict[str, Any] = {
         "weights": weight,
-        "iou_threshold": thresholds,
-        "skip_threshold": skip_threshold,
+        "iou_threshold": chosen.thresholds(),
+        "skip_threshold": chosen.skip_threshold,
         "images": flat.images,
     }
-    match method:
+    match chosen.method:
         case "wbf":
-            fused = weighted_box_fusion(*columns, confidence=confidence, **rest)
-            return _bounded(fused) if confidence == "sum" else fused
+            fused = weighted_box_fusion(*columns, confidence=chosen.confidence, **rest)
+            return _bounded(fused) if chosen.confidence == "sum" else fused
         case "nmw":
             return non_maximum_weighted(*columns, **rest)
         case "nms":
             return suppression(*columns, **rest)
         case "soft_nms":
-            return soft_suppression(*columns, **rest)
+            return soft_suppression(*columns, **rest, min_score=chosen.min_score)
+        case "soft_nms_gaussian":
+            return soft_suppression(*columns, **rest, min_score=chosen.min_score, sigma=chosen.sigma)
         case _:
-            assert_never(method)
+            assert_never(chosen.method)
 
 
 def split_images(fused: Fused, image_ids: Sequence[str], no_finding: NDArray) -> list[Detections]:
     """One Detections for each image id; `no_finding` (images,) is NaN where nobody has an estimate."""
-    ends = np.cumsum(np.bincount(fused.images, minlength=len(image_ids)))[:-1]
-    parts = (np.split(column, ends) for column in (fused.boxes, fused.scores.astype(np.float32), fused.labels))
+    ends = np.cumsum(np.bincount(fused.images, minlength=len(image_ids))).tolist()
+    scores = fused.scores.astype(np.float32)
     return [
-        Detections(image_id, boxes, scores, labels, None if np.isnan(p) else float(p))
-        for image_id, boxes, scores, labels, p in zip(image_ids, *parts, no_finding, strict=False)
+        Detections(
+            image_id,
+            fused.boxes[start:end],
+            scores[start:end],
+            fused.labels[start:end],
+            None if math.isnan(p) else p,
+        )
+        for image_id, start, end, p in zip(image_ids, [0, *ends], ends, no_finding.tolist(), strict=False)
     ]
 
 
@@ -168,13 +199,9 @@ def mean_no_finding(no_finding: NDArray, weights: NDArray) -> NDArray[np.float64
     return np.divide(summed, total, out=np.full(no_finding.shape[1], np.nan), where=total > 0)
 
 
-def _thresholds(iou_threshold: float | Mapping[int, float]) -> NDArray[np.float64]:
-    if not isinstance(iou_threshold, Mapping):
-        return np.full(NUM_FINDINGS, float(iou_threshold))
-    missing = set(range(NUM_FINDINGS)) - set(iou_threshold)
-    if missing:
-        raise ValueError(f"iou_threshold has no value for label {min(missing)}; want one for each of 0..13")
-    return np.array([iou_threshold[label] for label in range(NUM_FINDINGS)], np.float64)
+def _joined(parts: Sequence[NDArray], empty: NDArray, dtype: type) -> NDArray:
+    # Joined as they are and cast at once: casting each of thousands of small arrays takes several times as long.
+    return np.concatenate(parts).astype(dtype, copy=False) if len(parts) else empty.astype(dtype)
 
 
 def _bounded(fused: Fused) -> Fused:

@@ -1,0 +1,68 @@
+"""An ensemble on any images: its members predict, and its recipe makes one set of detections of theirs."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vbd import storage
+from vbd.ensemble.predict import Request, images_of, name_checkpoints, write_predictions
+from vbd.ensemble.predict_outputs import Extras, Found, write_extras
+from vbd.ensemble.recipe import FILE, Recipe, read_recipe
+from vbd.errors import InputError
+from vbd.records import Detections, detections_from_table, detections_to_table
+
+NAME = "ensemble"
+
+
+def ensemble_checkpoints(run: str) -> dict[str, str]:
+    """Folders of the checkpoints that the recipe of a run needs, by the names of their tables; raises InputError."""
+    recipe = read_recipe(run)
+    named = name_checkpoints((), run)
+    missing = next((name for name in recipe.members if not _tables_of(name, named)), None)
+    if missing is not None:
+        raise InputError(
+            f"{storage.join(run, FILE)}: member {missing} is not kept any more; run jobs/ensemble.py again"
+        )
+    return {table: named[table] for name in recipe.members for table in _tables_of(name, named)}
+
+
+def _tables_of(member: str, named: Mapping[str, str]) -> list[str]:
+    """The tables of a member's checkpoints: `<member>`, or `<member>-<place>` where there are several."""
+    if member in named:
+        return [member]
+    several = [name for name in named if name.rpartition("-")[0] == member]
+    return sorted(several, key=lambda name: int(name.rpartition("-")[2]))
+
+
+def write_ensemble(
+    run: str, request: Request, *, connect: Callable[[], None] = lambda: None, **options: Any
+) -> tuple[int, int]:
+    """`write_predictions` of the members, and `ensemble.parquet` beside their tables; extras are of the ensemble alone.
+
+    Other arguments are those of `write_predictions`, and so is what is returned.
+    """
+    recipe = read_recipe(run)
+    items, _ = images_of(request)
+    request.extras.check(items)
+    once = functools.cache(connect)
+    counts = write_predictions(dataclasses.replace(request, extras=Extras()), connect=once, **options)
+    target = storage.join(request.output, f"{NAME}.parquet")
+    detections = _apply(recipe, request)
+    storage.write_table(target, detections_to_table(detections))
+    if request.extras.is_any:
+        once()
+        found = Found(NAME, f"an ensemble of {', '.join(recipe.members)}", detections_to_table(detections))
+        write_extras(request.extras, [found], items, images=request.images, say=functools.partial(print, flush=True))
+    return counts
+
+
+def _apply(recipe: Recipe, request: Request) -> list[Detections]:
+    found = {
+        member: [
+            detections_from_table(storage.read_table(storage.join(request.output, f"{table}.parquet")))
+            for table in _tables_of(member, request.checkpoints)
+        ]
+        for member in recipe.members
+    }
+    return recipe.apply(found)

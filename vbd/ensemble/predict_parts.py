@@ -1,0 +1,138 @@
+"""What is found so far, part by part, in the output folder: a run that is killed goes on with what is missing.
+
+`predictions.json` says what is predicted by which checkpoints. Each part is one Parquet file whose name holds a hash of that
+and of its images, so that whatever lies there under this name is what would be found again. When all parts are there, they
+become one table for each checkpoint, and go.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vbd import storage
+from vbd.difference import first_difference
+from vbd.ensemble.predict_images import Item
+from vbd.ensemble.predict_stages import FoundPart
+from vbd.errors import InputError
+from vbd.rejects import REJECT_COLUMNS, Reject
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = 1
+PREDICTIONS = "predictions.json"
+_PARTS, _REJECTS = "parts", b"rejects"
+# Facts of an image that are no reason to look at it again: the folder may have been moved.
+_NO_FACTS = ("path",)
+# How long a place that is out of reach or full is tried again.
+_PATIENCE_S = 60.0
+
+
+class Output:
+    """A folder of predictions, finished or not."""
+
+    def __init__(
+        self,
+        folder: str,
+        description: Mapping[str, Any],
+        parts: Sequence[Sequence[Item]],
+        *,
+        names: Sequence[str],
+        overwrite: bool = False,
+    ):
+        """`description` says what is predicted by which `checkpoints`, as JSON.
+
+        Raises InputError when the folder holds other predictions.
+        """
+        self.folder, self.names = folder, tuple(names)
+        self.description = {"schema": SCHEMA, **json.loads(json.dumps(description))}
+        self._files = {number: self._name(number, items) for number, items in enumerate(parts)}
+        self._digest = _hash(sorted(self._files.values()))
+        before = self._read()
+        told = {name: before.get(name) for name in self.description}
+        self._older = {f"{name}.parquet" for name in before.get("checkpoints", {})}
+        if before and told != self.description and not overwrite:
+            raise InputError(
+                f"{folder}: holds other predictions ({first_difference(told, self.description)}); "
+                "choose another --output, or --overwrite them"
+            )
+        self.is_finished = not overwrite and before.get("images") == self._digest
+        self.counts: dict[str, int] = before.get("counts", {}) if self.is_finished else {}
+
+    def _name(self, number: int, items: Sequence[Item]) -> str:
+        facts = [{name: value for name, value in item.items() if name not in _NO_FACTS} for item in items]
+        return f"part-{number:05d}-{_hash([self.description, facts])}.parquet"
+
+    def _read(self) -> dict[str, Any]:
+        location = storage.join(self.folder, PREDICTIONS)
+        return storage.read_object(location) if storage.exists(location) else {}
+
+    def begin(self) -> list[int]:
+        """Says what is coming, and removes what is not of it; returns the numbers of the parts that are missing."""
+        storage.write_json(storage.join(self.folder, PREDICTIONS), self.description)
+        for name in sorted(self._older):
+            storage.delete_file(storage.join(self.folder, name))
+        here = set(storage.list_files(storage.join(self.folder, _PARTS)))
+        storage.keep_only(self.folder, {_PARTS: set(self._files.values())})
+        known = [number for number, name in self._files.items() if name in here]
+        whole = storage.in_threads(_is_readable, [self._place(number) for number in known])
+        done = {number for number, is_whole in zip(known, whole, strict=True) if is_whole}
+        return [number for number in self._files if number not in done]
+
+    def write(self, found: FoundPart) -> None:
+        """Keeps what was found in a part."""
+        import pyarrow as pa
+
+        columns = [
+            table.append_column("checkpoint", pa.array([which] * len(table), pa.int64()))
+            for which, table in enumerate(found.tables)
+        ]
+        table = pa.concat_tables(columns).replace_schema_metadata({_REJECTS: json.dumps(found.rejects)})
+        storage.patiently(lambda: storage.write_table(self._place(found.number), table), seconds=_PATIENCE_S, say=print)
+
+    def finish(self, say: Callable[[str], None]) -> None:
+        """Makes one table for each checkpoint of all parts, and `rejects.csv`; then the parts go."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        tables = storage.in_threads(storage.read_table, [self._place(number) for number in sorted(self._files)])
+        rejects: list[Reject] = [row for table in tables for row in json.loads(table.schema.metadata[_REJECTS])]
+        whole = pa.concat_tables(table.replace_schema_metadata() for table in tables)
+        for which, name in enumerate(self.names):
+            mine = whole.filter(pc.equal(whole["checkpoint"], which)).drop_columns("checkpoint")
+            storage.write_table(self.table(name), mine)
+            say(f"{self.table(name)}: detections of {len(mine)} images")
+        storage.write_csv(storage.join(self.folder, "rejects.csv"), rejects, REJECT_COLUMNS)
+        self.counts = {"images": len(whole) // len(self.names), "rejects": len(rejects)}
+        storage.write_json(
+            storage.join(self.folder, PREDICTIONS),
+            self.description | {"images": self._digest, "counts": self.counts},
+        )
+        storage.delete_folder(storage.join(self.folder, _PARTS))
+        self.is_finished = True
+
+    def read(self, name: str) -> "pa.Table":
+        """A checkpoint's detections, by image id."""
+        return storage.read_table(self.table(name))
+
+    def table(self, name: str) -> str:
+        """Where a checkpoint's detections lie."""
+        return storage.join(self.folder, f"{name}.parquet")
+
+    def _place(self, number: int) -> str:
+        return storage.join(self.folder, _PARTS, self._files[number])
+
+
+def _is_readable(location: str) -> bool:
+    """A machine that loses its power may leave a file without its content."""
+    try:
+        storage.read_table(location, ["image_id"])
+    except InputError:
+        return False
+    return True
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
