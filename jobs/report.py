@@ -4,12 +4,13 @@ from vbd.cli import main
 
 
 def report(*, run: str, output: str, data: str | None = None) -> None:
-    """Write what a search found as one HTML page that works offline.
+    """Write what a search found, or has found so far, as one HTML page that works offline.
 
     Args:
-        run: Folder of a finished search (jobs/tune.py).
+        run: Folder of a search (jobs/tune.py); it may still run, or have been stopped.
         output: The page, an HTML file.
-        data: The prepared dataset of the search; with it the kept checkpoints get bootstrap intervals.
+        data: The prepared dataset of the search; with it scores get bootstrap intervals, and the page shows each class and
+            pictures of what was found and missed.
     """
     from vbd.reports.search import write_search_report
 

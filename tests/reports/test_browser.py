@@ -6,8 +6,11 @@ import pytest
 from PIL import Image
 
 from tests.browser import check_figures, drawn_figures, find_browser, open_page
+from tests.reports.searches import search_of, with_detections, write_board
+from tests.reports.studies import study_trials
 from vbd.reports.eda import write_eda
 from vbd.reports.page import Plot, Section, figure, render_page
+from vbd.reports.search import write_search_report
 
 
 @pytest.fixture
@@ -36,6 +39,27 @@ def test_the_exploratory_report_is_drawn_whole_and_asks_for_nothing(dataset: str
     # The blue of the bars, the dark and the bright end of the heat maps.
     for colour in ((0x00, 0x72, 0xB2), (0x00, 0x22, 0x4E), (0xFE, 0xE8, 0x38)):
         assert (np.abs(pixels - colour).max(axis=2) <= 3).sum() > 500
+
+
+def test_the_report_of_a_search_is_drawn_whole_and_asks_for_nothing(dataset: str, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    trials = with_detections(run, search_of(12), dataset)
+    write_search_report(write_board(run, trials), f"{run}/report.html", data=dataset)
+    opened = open_page(Path(run) / "report.html", tmp_path / "profile")
+    check_figures(opened)
+    # Strengths of three families, hyperparameters, learning curves (score and loss), classes, devices and what ran.
+    assert [drawn.subplots for drawn in drawn_figures(opened.dom)] == [1, 1, 2, 1, 2]
+
+
+def test_the_report_of_a_study_is_drawn_whole(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    write_search_report(write_board(run, study_trials(equal_epochs={"B": 4})), f"{run}/report.html")
+    opened = open_page(Path(run) / "report.html", tmp_path / "profile")
+    check_figures(opened)
+    # Strengths, equal steps and epochs, importance of the fields, hyperparameters, learning curves, devices and what ran.
+    drawn = drawn_figures(opened.dom)
+    assert [each.subplots for each in drawn] == [1, 1, 1, 1, 2, 2]
+    assert [each.traces for each in drawn[:3]] == [4, 2, 2]
 
 
 def test_a_figure_that_is_left_out_is_seen(simple: str, tmp_path: Path) -> None:

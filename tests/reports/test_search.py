@@ -1,184 +1,179 @@
 import dataclasses
+import html
 import math
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.reports.conftest import BIG, CARDIOMEGALY
 from tests.reports.reading import figures, loads, tables
-from vbd import storage
-from vbd.boxes import as_boxes
-from vbd.config import TrainConfig, config_hash
-from vbd.errors import InputError
-from vbd.records import Detections, Trial, detections_to_table
-from vbd.reports.search import answer_for_family, write_search_report
-from vbd.reports.search_figures import busy_share, spans
-from vbd.search.leaderboard import Leaderboard, ranked, write_leaderboard
-from vbd.training.members import Member, write_members
-
-
-def trial(name: str, score: float, *, start: float = 0, status: str = "finished", reason: str = "", **fields) -> Trial:
-    config = TrainConfig(detector="yolox", variant="nano", steps=20, report_every=10, **fields)
-    steps = 10 if status == "stopped" else 20
-    history = [
-        {"step": step, "map_40_findings": score * step / steps, "loss": 2.0 - step / 20, "seconds": step * 1.0}
-        | {"timestamp": 1_000_000.0 + start + step}
-        for step in range(10, steps + 1, 10)
-    ]
-    history = [] if status == "failed" else history
-    return Trial(name, config, config_hash(config), score, steps, "", status, reason, {}, history)
-
-
-TRIALS = (
-    trial("one", 0.3, policy="A"),
-    trial("two", 0.2, policy="E", strength=0.5, learning_rate=3e-3, start=5),
-    trial("three", 0.1, policy="E", strength=1.0, status="stopped", start=20),
-    trial("four", math.nan, status="failed", reason="loss is <script>nan</script>"),
+from tests.reports.searches import (
+    BASES,
+    STARTED,
+    history_of,
+    search_of,
+    trial_of,
+    with_detections,
+    write_board,
+    write_trials,
 )
+from tests.reports.studies import study_trials
+from vbd.config import TrainConfig
+from vbd.reports.search import write_search_report
+from vbd.search.forecast import Devices, Forecast, Record, write_record
+
+YOLOX = BASES[0]
+HTML = "loss is <script>alert(1)</script> & <b>nan</b>"
+# In the order of the page; the parts that need the truth of the dataset, and the forecast, are left out.
+ALWAYS = [
+    *("In short", "Leaderboard", "Augmentation strength", "Importance of the fields", "Hyperparameters"),
+    *("Learning curves", "Use of the devices", "How the trials ended"),
+]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> str:
-    folder = str(tmp_path / "run")
-    write_leaderboard(folder, Leaderboard("smoke", "f00d", True, ranked(TRIALS)))
-    return folder
+def page_of(run: str, **options: str) -> str:
+    output = Path(run) / "report.html"
+    write_search_report(run, str(output), **options)
+    return output.read_text()
 
 
-def page_of(run: str, tmp_path: Path, **options: str) -> str:
-    write_search_report(run, str(tmp_path / "report.html"), **options)
-    return (tmp_path / "report.html").read_text()
+def titles(page: str) -> list[str]:
+    return re.findall(r'<h2 id="s\d+">(.*?)</h2>', page)
 
 
-def test_the_report_is_self_contained_and_says_synthetic(run: str, tmp_path: Path) -> None:
-    page = page_of(run, tmp_path)
+def short(page: str) -> str:
+    return html.unescape(page.split('<h2 id="s1">')[1].split("<section")[0])
+
+
+def test_the_page_stands_by_itself_and_says_synthetic(tmp_path: Path) -> None:
+    page = page_of(write_board(str(tmp_path), search_of(9)))
     assert loads(page) == []
     assert "Synthetic data." in page
-    assert "<script>nan" not in page
-    assert ["loss is <script>nan</script>", "failed", "1"] in tables(page)["Why trials have no score"]
+    assert titles(page) == ALWAYS
+    assert "give the prepared dataset with --data" in short(page)
+    assert "9 trials: 6 finished, 2 stopped, 1 failed." in short(page)
+    assert "Synthetic data." not in page_of(write_board(str(tmp_path), search_of(2), synthetic=False))
 
 
-def test_the_leaderboard_keeps_its_order(run: str, tmp_path: Path) -> None:
-    rows = tables(page_of(run, tmp_path))["All trials, best first"]
-    assert [row[0] for row in rows] == ["trial", "one", "two", "three", "four"]
-    assert [row[7] for row in rows[1:]] == ["0.300", "0.200", "0.100", "-"]
-    assert [row[4] for row in rows[1:]] == ["0", "0.5", "1", "0"]  # policy A has no strength
-    ended = tables(page_of(run, tmp_path))["Trials by how they ended"]
-    assert ended[1:] == [["finished", "2"], ["stopped", "1"], ["failed", "1"]]
+def test_the_best_trial_is_told_first(tmp_path: Path) -> None:
+    trials = search_of(20)
+    best = max(trials, key=lambda trial: -1 if math.isnan(trial.score) else trial.score)
+    page = page_of(write_board(str(tmp_path), trials))
+    assert f"The best single model is trial {best.trial_id}: {best.config.detector}" in short(page)
+    assert f"By detector the best are {best.config.detector} {best.score:.3f}, " in short(page)
+    assert tables(page)["All trials, best first"][1][0] == best.trial_id
 
 
-def test_the_figures_hold_the_history(run: str, tmp_path: Path) -> None:
-    learning, strength, parallel, gantt = figures(page_of(run, tmp_path))
-    assert [trace["y"] for trace in learning["data"]][:4] == [[0.15, 0.3], [1.5, 1.0], [0.1, 0.2], [1.5, 1.0]]
-    assert {(trace["name"], *trace["x"], *trace["y"]) for trace in strength["data"]} == {
-        ("policy A", 0, 0.3),
-        ("policy E", 0.5, 1, 0.2, 0.1),
-    }
-    assert strength["data"][1]["marker"]["symbol"][1].endswith("-open")
-    assert len(parallel["data"]) == 3
-    assert parallel["layout"]["xaxis"]["ticktext"] == ["policy", "strength", "learning_rate", "map_40_findings"]
-    assert gantt["data"][0]["y"] == ["one", "two", "three"]
-    np.testing.assert_allclose(np.array(gantt["data"][0]["base"]) * 60, [0, 5, 20])
-    np.testing.assert_allclose(np.array(gantt["data"][0]["x"]) * 60, [20, 20, 10])
+def test_with_the_dataset_there_are_intervals_classes_and_pictures(dataset: str, tmp_path: Path) -> None:
+    run = str(tmp_path)
+    page = page_of(write_board(run, with_detections(run, search_of(4), dataset)), data=dataset)
+    added = ["Each class", "The best images", "The worst misses", "The most confident false boxes"]
+    assert titles(page) == [*ALWAYS[:6], *added, *ALWAYS[6:]]
+    assert re.search(r"map_40_findings [\d.]+ \(95 % interval [\d.]+ to [\d.]+\)", short(page))
+    assert "--data" not in short(page)
+    assert len(figures(page)) == 5
 
 
-def test_busy_devices_are_counted() -> None:
-    running = spans(TRIALS)
-    assert [span.trial.trial_id for span in running] == ["one", "two", "three"]
-    most, busy = busy_share(running)
-    assert most == 2
-    assert busy == pytest.approx(50 / 60)
+def test_a_dataset_without_kept_detections_adds_nothing(dataset: str, tmp_path: Path) -> None:
+    page = page_of(write_board(str(tmp_path), search_of(4)), data=dataset)
+    assert titles(page) == ALWAYS
+    assert "No trial's detections are kept" in short(page)
 
 
-def test_too_few_trials_cannot_tell_the_best_augmentation(run: str, tmp_path: Path) -> None:
-    answer = "yolox: which augmentation is best cannot be told; at least 3 finished trials of two policies are needed"
-    assert answer in page_of(run, tmp_path)
-    assert answer_for_family("yolox", TRIALS).endswith("(finished: A: 1, E: 1).")
+def test_a_forecast_is_told(tmp_path: Path) -> None:
+    run = write_board(str(tmp_path), search_of(4))
+    write_record(run, Record(Forecast(4, 3, 3, 0.0, 9.0, 9.0, 60.0, 60.0, Devices("GPU", 3, 1)), {}))
+    page = page_of(run)
+    assert titles(page) == [*ALWAYS[:7], "Cost", ALWAYS[7]]
+    assert "The search is not over" not in page
 
 
-@pytest.mark.parametrize(("gap", "is_told"), [(0.2, True), (0.001, False)])
-def test_only_a_gap_beyond_the_noise_is_an_answer(gap: float, is_told: bool) -> None:
-    noise = (-0.02, 0.0, 0.02)
-    trials = [
-        trial(f"{policy}{n}", base + n, policy=policy) for policy, base in (("A", 0.3), ("E", 0.3 + gap)) for n in noise
-    ]
-    answer = answer_for_family("yolox", trials)
-    assert "policy E has the best mean" in answer
-    assert ("cannot be told" in answer) is not is_told
+def test_a_search_that_still_runs_says_so(tmp_path: Path) -> None:
+    page = page_of(write_trials(str(tmp_path), search_of(4)))
+    assert "What the search has found so far (unfinished)</h1>" in page
+    assert "This search is unfinished: it has no leaderboard yet." in short(page)
+    assert re.search(r"The last report came at 2025-10-09 \d\d:\d\d UTC", short(page))
+    assert titles(page) == ALWAYS
 
 
-def test_a_stopped_trial_does_not_count_for_the_answer() -> None:
-    trials = [trial(f"{policy}{n}", 0.1, policy=policy, status="stopped") for policy in "AE" for n in range(3)]
-    assert "(finished: none)" in answer_for_family("yolox", trials)
+def test_a_search_without_trials_has_a_page(tmp_path: Path) -> None:
+    page = page_of(write_trials(str(tmp_path), []))
+    assert "No trial has a score" in short(page)
+    assert "The search has no trial yet." in short(page)
+    assert titles(page) == [*ALWAYS[:2], *ALWAYS[4:]]
+    assert figures(page) == []
+    assert tables(page)["All trials, best first"][1:] == []
 
 
-def test_a_run_without_a_single_score_has_a_report(tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    write_leaderboard(run, Leaderboard("smoke", "f00d", False, TRIALS[3:]))
-    page = page_of(run, tmp_path)
-    assert "No trial ended with a score" in page
-    assert "Synthetic" not in page
+def test_one_trial_has_a_page(tmp_path: Path) -> None:
+    history = history_of(YOLOX, 0.3, start=STARTED, steps=8_000)
+    page = page_of(write_board(str(tmp_path), [trial_of(YOLOX, 0.3, history=history)]))
+    assert "1 trial: 1 finished." in short(page)
+    assert "By detector" not in short(page)
+    assert "nothing to compare" in page
+    assert len(figures(page)) == 3
 
 
-def test_kept_checkpoints_get_intervals(run: str, dataset: str, tmp_path: Path) -> None:
-    folder = f"{run}/best/yolox-1"
-    found = Detections("a", as_boxes([BIG]), np.array([0.9], np.float32), np.array([CARDIOMEGALY]))
-    storage.write_table(f"{folder}/out_of_fold.parquet", detections_to_table([found, Detections("c")]))
-    write_members(f"{run}/best", [Member("yolox-1", "one", 0.3, (folder,))], "f00d", synthetic=True)
-    page = page_of(run, tmp_path, data=dataset)
-    rows = tables(page)["All trials, best first"]
-    assert rows[0][8] == "95 % interval"
-    low, high = map(float, rows[1][8].split(" to "))
-    assert 0 <= low <= 0.5 <= high <= 1
-    assert rows[2][8] == ""
-    assert figures(page)[1]["data"][0]["error_y"]["symmetric"] is False
+@pytest.mark.parametrize("status", ["failed", "finished"])
+def test_trials_without_a_single_score_have_a_page(tmp_path: Path, status: str) -> None:
+    """Failed ones, or such on a fold without findings."""
+    trials = [trial_of(base, math.nan, status=status, reason=HTML) for base in BASES]
+    page = page_of(write_board(str(tmp_path), trials))
+    assert "No trial ended with a score" in short(page)
+    assert [row[1] for row in tables(page)["All trials, best first"][1:]] == ["-"] * 3
+    assert titles(page) == [title for title in ALWAYS if title != "Augmentation strength"]
 
 
-def test_the_ensemble_is_shown_when_there_is_one(run: str, tmp_path: Path) -> None:
-    def scores(value: float) -> dict[str, object]:
-        return {"map_40": value, "map_40_findings": value, "per_class": {"ILD": value, "Nodule/Mass": None}}
-
-    content = {
-        "weights": {"yolox-1": 1.0},
-        "single_scores": {"efficientdet-1": 0.2, "yolox-1": 0.3},
-        "out_of_fold": scores(0.35),
-        "test": {"yolox-1": scores(0.25), "ensemble": scores(0.31)},
-        "gain": {
-            "fused": 0.33,
-            "single": 0.3,
-            "interval": {"estimate": 0.03, "low": -0.01, "high": 0.05},
-            "verdict": "undecided",
-        },
-    }
-    storage.write_json(f"{run}/ensemble.json", content)
-    page = page_of(run, tmp_path)
-    rows = {row[0]: row[1:] for row in tables(page)["The ensemble and its members"]}
-    assert rows["yolox-1"] == ["1.000", "0.300", "0.250", "0.250"]
-    assert rows["efficientdet-1"] == ["-", "0.200", "-", "-"]
-    assert rows["ensemble"] == ["1.000", "0.350", "0.310", "0.310"]
-    assert tables(page)["Average precision of each class on the test part"][2] == ["Nodule/Mass", "-", "-"]
-    assert "a gain of 0.030 (95 % interval -0.010 to 0.050); which of the two is better cannot be told." in page
+def test_nothing_from_a_file_becomes_html(tmp_path: Path) -> None:
+    config = dataclasses.replace(YOLOX, policy="E", weights="<script>alert(2)</script>")
+    history = [item | {"host": "<i>host</i>"} for item in history_of(config, 0.3, start=STARTED, steps=8_000)]
+    trials = [trial_of(config, 0.3, history=history, reason=HTML), *search_of(5)]
+    page = page_of(write_board(str(tmp_path), trials))
+    markup = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"<script>alert|<b>nan|<i>host", page)
+    assert "alert(1)" in markup
+    assert [HTML, "finished", "1"] in tables(page)["Why trials did not run to their end"]
+    # A plotly label reads a little HTML.
+    assert "<i>host" not in str(figures(page))
+    assert "&lt;i&gt;host" in str(figures(page))
 
 
-def test_an_ensemble_whose_test_truth_is_not_known_is_shown(run: str, tmp_path: Path) -> None:
-    storage.write_json(f"{run}/ensemble.json", {"single_scores": {"<b>": 0.3}, "test": {}})
-    assert [row[0] for row in tables(page_of(run, tmp_path))["The ensemble and its members"]] == [
-        "model",
-        "<b>",
-        "ensemble",
-    ]
+def test_the_page_of_many_trials_stays_small(tmp_path: Path) -> None:
+    """Plotly itself is 4.8 MB of it."""
+    trials = search_of(300)
+    page = page_of(write_board(str(tmp_path), trials))
+    assert len(page) < 7_000_000
+    assert len(tables(page)["The best 100 of 300 trials, best first"]) == 101
+    assert "300 trials: 219 finished, 54 stopped, 27 failed." in short(page)
 
 
-def test_a_folder_without_a_search_is_a_mistake_of_the_user(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no leaderboard\.json"):
-        write_search_report(str(tmp_path), str(tmp_path / "report.html"))
+def test_a_study_is_told_by_its_means_and_other_searches_by_their_trials(tmp_path: Path) -> None:
+    trials = study_trials(lambda config: 0.1 * (config.policy == "E"), equal_epochs={"B": 4})
+    other = BASES[1]
+    trials += [trial_of(dataclasses.replace(other, policy="E"), 0.2), trial_of(other_rate(other), 0.3)]
+    page = page_of(write_board(str(tmp_path), trials))
+    added = ["Which augmentation is best", "Equal steps and equal epochs"]
+    assert titles(page) == [ALWAYS[0], *added, *ALWAYS[1:]]
+    assert "policy E at 0.5 has the best mean" in short(page)
+    assert "faster_rcnn: which augmentation is best cannot be told: of its 2 finished trials no two" in short(page)
+    assert "yolox: the arms, best mean first, with 95 % intervals" in tables(page)
+    # The strength of each trial is drawn of the other family alone.
+    curve, *_, strengths = [spec for spec in figures(page) if axis_title(spec) == "strength"]
+    assert len(curve["data"]) == 4
+    assert [len(trace["x"]) for trace in strengths["data"]] == [1, 1]
 
 
-def test_another_dataset_is_refused(run: str, dataset: str, tmp_path: Path) -> None:
-    write_members(f"{run}/best", [Member("yolox-1", "one", 0.3, (f"{run}/best/yolox-1",))], "beef", synthetic=True)
-    with pytest.raises(InputError, match="trained on dataset beef"):
-        page_of(run, tmp_path, data=dataset)
+def other_rate(config: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(config, learning_rate=3e-4)
 
 
-def test_members_of_a_trial_differ_only_in_what_varied() -> None:
-    assert dataclasses.replace(TRIALS[0].config, policy="E", strength=0.5, learning_rate=3e-3) == TRIALS[1].config
+def axis_title(figure: dict) -> str:
+    return figure["layout"]["xaxis"].get("title", {}).get("text", "")
+
+
+def test_detections_of_a_study_are_counted_in_its_intervals(dataset: str, tmp_path: Path) -> None:
+    run = str(tmp_path)
+    trials = study_trials(arms=(("A", 1.0), ("E", 0.5)), blocks=[(seed, fold) for seed in (0, 1) for fold in (0, 1)])
+    page = page_of(write_board(run, with_detections(run, trials, dataset)), data=dataset)
+    assert "Intervals cover what training again and other images would give." in page
+    assert "--data" not in page.split("Which augmentation is best</h2>")[1].split("<section")[0]

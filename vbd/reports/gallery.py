@@ -39,6 +39,15 @@ def read_image(dataset: PreparedDataset, image_id: str) -> NDArray[np.uint8]:
     return image if image.ndim == 2 else np.ascontiguousarray(image[..., 0])
 
 
+def film_of(dataset: PreparedDataset, image_id: str) -> tuple[NDArray[np.uint8], str]:
+    """A prepared image, or an empty one with the reason."""
+    try:
+        return read_image(dataset, image_id), ""
+    except InputError as error:
+        side = dataset.options.image_size
+        return np.full((side, side), 40, np.uint8), f" The image could not be read: {error}."
+
+
 def reader_layers(
     dataset: PreparedDataset, readings: "pd.DataFrame", *, readers: Sequence[str], original_hw: tuple[int, int]
 ) -> list[Layer]:

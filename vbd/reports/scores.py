@@ -11,7 +11,7 @@ from vbd.reports.scores_json import as_json
 from vbd.reports.scores_measure import Report, compare, measure, measure_member, rank
 from vbd.reports.scores_read import Chosen, Source, choose, choose_as, in_words, parse_part, read_predictions
 from vbd.reports.scores_text import as_text
-from vbd.submission import Defect, check_submission
+from vbd.submission_check import Defect, check_submission
 
 __all__ = ["ScoredPredictions", "parse_part", "score_predictions"]
 

@@ -14,7 +14,7 @@ from vbd.evaluation.coco_metric import CocoScores, coco_scores
 from vbd.evaluation.confusion import Confusion, confusion
 from vbd.evaluation.curves import PrecisionRecall, precision_recall_curves
 from vbd.evaluation.froc import Froc, FrocCurve, froc_intervals, froc_of
-from vbd.evaluation.intervals import Interval, Intervals, bootstrap_of, paired_difference
+from vbd.evaluation.intervals import Interval, Intervals, bootstrap_of, paired_difference_of
 from vbd.evaluation.matching import Matches, match
 from vbd.evaluation.subsets import LEVELS, Size, by_agreement, by_size, match_by_agreement
 from vbd.labels import NO_FINDING_NAME
@@ -158,16 +158,7 @@ def measure_member(chosen: Chosen, *, replicates: int) -> Member:
 
 def compare(chosen: Chosen, other: Chosen, *, replicates: int) -> Comparison:
     """The difference to other predictions, weighed on the same replicates of the same images."""
-    _matched(other)
-    difference = paired_difference(
-        chosen.detections,
-        other.detections,
-        chosen.truths,
-        seed=_SEED,
-        replicates=replicates,
-        level=LEVEL,
-        iou_threshold=IOU_THRESHOLD,
-    )
+    difference = paired_difference_of(_matched(chosen), _matched(other), seed=_SEED, replicates=replicates, level=LEVEL)
     return Comparison(other.source.name, evaluate(other.detections, other.truths), difference)
 
 

@@ -14,11 +14,10 @@ from vbd import storage
 from vbd.boxes import Boxes, areas, iou_matrix, to_prepared
 from vbd.data.prepared import PreparedDataset
 from vbd.drawing import LAYER_COLOURS, Layer, draw
-from vbd.errors import InputError
 from vbd.evaluation.matching import match
 from vbd.labels import NUM_FINDINGS, name_of
 from vbd.records import Detections, Truth
-from vbd.reports.gallery import read_image
+from vbd.reports.gallery import film_of
 from vbd.reports.page import Picture, Section
 
 _SIDE = 512  # pixels of a picture
@@ -166,7 +165,7 @@ def case_sections(
         ),
     }
     wanted = [case.image_id for cases, _ in named.values() for case in cases]
-    films = dict(zip(wanted, storage.in_threads(lambda image_id: _film(dataset, image_id), wanted), strict=True))
+    films = dict(zip(wanted, storage.in_threads(lambda image_id: film_of(dataset, image_id), wanted), strict=True))
     sections = []
     for title, (cases, text) in named.items():
         pictures = [
@@ -183,15 +182,6 @@ def case_sections(
         drawn = f" Drawn are the truth and at most {_MAX_DRAWN} boxes with a score of {score_threshold:.3g} or more."
         sections.append(Section(title, [text + drawn if pictures else "There are none.", *pictures]))
     return sections
-
-
-def _film(dataset: PreparedDataset, image_id: str) -> tuple[NDArray[np.uint8], str]:
-    """A prepared image, or an empty one with the reason."""
-    try:
-        return read_image(dataset, image_id), ""
-    except InputError as error:
-        side = dataset.options.image_size
-        return np.full((side, side), 40, np.uint8), f" The image could not be read: {error}."
 
 
 def _picture(

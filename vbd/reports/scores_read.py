@@ -22,13 +22,12 @@ from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth, detections_from_table
 from vbd.submission import read_submission
-from vbd.training.members import OUT_OF_FOLD, read_members
+from vbd.training.members import MANIFEST, OUT_OF_FOLD, read_members
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DETECTIONS = "detections.parquet"
-MANIFEST = "manifest.json"
 _KINDS = f"{DETECTIONS}, {OUT_OF_FOLD}, {MANIFEST}, a submission.csv or COCO results (.json)"
 _COLUMNS = ("image_id", "boxes", "scores", "labels", "no_finding")
 
