@@ -57,6 +57,22 @@ def test_a_job_may_return_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
     assert _exit_of(lambda: None, monkeypatch) == 0
 
 
+def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:
+    """As of `jobs/evaluate.py ... | head`."""
+    job = (
+        "from vbd.cli import main\ndef job() -> None:\n    for line in range(100_000):\n        print(line)\nmain(job)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [

@@ -22,7 +22,7 @@ LEVELS = (
         *("data.sources", "data.images", "data.readers", "data.folds", "data.duplicates", "data.coco"),
         *("data.phantom", "data.prepared"),
     ),
-    ("data.labelling",),
+    ("data.labelling", "data.relabelling"),
     ("data.prepare", "data.materialise", "data.dataset"),
     ("models",),
     ("training",),

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from vbd.search.leaderboard import read_leaderboard
+
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -116,3 +118,34 @@ def test_neither_the_environment_nor_data_nor_runs_travel_with_a_job(head: tuple
     names = next(line for line in done.stdout.splitlines() if line.startswith("here: ")).split()[1:]
     assert {"jobs", "vbd", "pyproject.toml", "cluster.yaml"} <= set(names)
     assert not {".venv", ".git", "data", "runs"} & set(names)
+
+
+def test_a_search_that_is_stopped_tells_what_it_has_before_it_is_killed(
+    head: tuple[str, dict[str, str]], prepared: str, tmp_path: Path
+) -> None:
+    address, environment = head
+    where = ("--address", address, "--submission-id", "search")
+    # By default three seconds, which suffice where the machine is not busy with other tests.
+    patience = ("--runtime-env-json", json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}))
+    submit = (RAY, "job", "submit", *where, *patience, "--no-wait", "--working-dir", ".")
+    flags = ("--data", prepared, "--storage", str(tmp_path), "--name", "run", "--device", "cpu", "--families", "yolox")
+    small = ("image_size=64", "variant=nano", "batch_size=4", "report_every=3", "pretrained=false")
+    command = ("python", "jobs/tune.py", "search", *flags, "--trials", "2", "--steps", "9000")
+    settings = [f"--set={one}" for one in small]
+    subprocess.run([*submit, "--", *command, *settings], cwd=ROOT, env=environment, capture_output=True, check=True)
+    log = f"{address}/api/jobs/search/logs"
+    state = f"{address}/api/jobs/search"
+    while not list(tmp_path.glob("run/trials/*/step-*/config.json")):
+        if json.load(urllib.request.urlopen(state, timeout=10))["status"] not in ("PENDING", "RUNNING"):
+            pytest.fail(f"it has ended:\n{json.load(urllib.request.urlopen(log, timeout=10))['logs']}")
+        time.sleep(0.5)
+    subprocess.run(
+        [RAY, "job", "stop", "--address", address, "search"], env=environment, capture_output=True, check=True
+    )
+    assert json.load(urllib.request.urlopen(state, timeout=10))["status"] == "STOPPED"
+    trials = read_leaderboard(str(tmp_path / "run")).trials
+    assert {trial.status for trial in trials} == {"unfinished"}
+    assert any(trial.history for trial in trials)
+    assert (
+        "interrupted; the same command goes on from here" in json.load(urllib.request.urlopen(log, timeout=10))["logs"]
+    )

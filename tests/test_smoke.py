@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 
 from vbd import storage
-from vbd.data.prepared import open_dataset, read_truths, sample_submission_ids
+from vbd.data.prepared import image_sizes, open_dataset, read_truths, sample_submission_ids
 from vbd.evaluation.average_precision import evaluate
+from vbd.evaluation.score import score_of
 from vbd.records import detections_from_table
 from vbd.search.leaderboard import read_leaderboard
+from vbd.submission import write_submission
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -42,11 +44,10 @@ def killed_and_resumed(prepared: str, tmp_path_factory: pytest.TempPathFactory) 
     command = _tune(prepared, folder, "--steps", "8", "--trials", "1")
     with open(folder / "first.log", "w") as log:
         first = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-        tune = folder / "run" / "tune"
+        trials = folder / "run" / "trials"
         deadline = time.monotonic() + 300
-        while not list(tune.glob("trial-*/checkpoint_*/config.json")) and time.monotonic() < deadline:
+        while not list(trials.glob("*/step-*/config.json")) and time.monotonic() < deadline:
             time.sleep(0.2)
-        time.sleep(3)  # a snapshot is written every second here
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     assert not (folder / "run" / "leaderboard.json").exists(), (folder / "first.log").read_text()
@@ -59,9 +60,14 @@ def test_the_same_command_goes_on_after_the_driver_was_killed(killed_and_resumed
     run, output = killed_and_resumed
     assert "going on with the search" in output
     board = read_leaderboard(str(run))
-    assert sorted(trial.config.detector for trial in board.trials) == ["efficientdet", "faster_rcnn", "yolox"]
+    assert sorted(trial.config.detector for trial in board.trials) == [
+        "classifier",
+        "efficientdet",
+        "faster_rcnn",
+        "yolox",
+    ]
     assert {trial.status for trial in board.trials} == {"finished"}
-    assert all(trial.metrics["step"] == 8 for trial in board.trials)
+    assert all(trial.history[-1]["step"] == 8 for trial in board.trials)
 
 
 def test_the_submission_is_whole_and_evaluate_finds_nothing_wrong(
@@ -83,7 +89,7 @@ def test_a_leaderboard_score_follows_from_its_checkpoint(killed_and_resumed: tup
     truths = read_truths(open_dataset(prepared), 0)
     for trial in read_leaderboard(str(run)).trials:
         found = detections_from_table(storage.read_table(storage.join(trial.checkpoint, "out_of_fold.parquet")))
-        assert evaluate(found, truths).map_40_findings == pytest.approx(trial.score, abs=1e-9)
+        assert score_of(trial.config.detector, evaluate(found, truths)) == pytest.approx(trial.score, abs=1e-9)
 
 
 def test_the_jobs_after_the_search_work_on_its_folder(
@@ -101,9 +107,26 @@ def test_the_jobs_after_the_search_work_on_its_folder(
     assert done.returncode == 0, done.stderr
     assert len(detections_from_table(storage.read_table(str(tmp_path / "out" / "detections.parquet")))) == 12
     before = (run / "submission.csv").read_bytes()
-    again = _run(_job("ensemble.py", "--run", str(run), "--data", prepared, "--output", "again.csv"), tmp_path)
+    again = _run(
+        _job("ensemble.py", "--run", str(run), "--data", prepared, "--output", "again.csv", "--html", "e.html"),
+        tmp_path,
+    )
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again.csv").read_bytes() == before
+    assert "synthetic" in (tmp_path / "e.html").read_text().lower()
+
+
+def test_the_ensemble_finds_again_what_it_submitted(
+    killed_and_resumed: tuple[Path, str], prepared: str, tmp_path: Path
+) -> None:
+    run, _ = killed_and_resumed
+    done = _run(_job("predict.py", "--ensemble", str(run), "--images", prepared, "--output", "out"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = detections_from_table(storage.read_table(str(tmp_path / "out" / "ensemble.parquet")))
+    dataset = open_dataset(prepared)
+    ids, sizes = sample_submission_ids(dataset), image_sizes(dataset, "test")
+    write_submission(found, str(tmp_path / "again.csv"), image_ids=ids, original_hw=sizes)
+    assert (tmp_path / "again.csv").read_bytes() == (run / "submission.csv").read_bytes()
 
 
 def test_a_run_folder_of_another_search_or_dataset_is_refused(

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from vbd.errors import InputError
+from vbd.errors import InputError, input_error_within
 
 EXIT_MISTAKE = 2  # something the user can mend
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
 
 
@@ -31,9 +32,7 @@ def _terminate(signum: int, frame: object) -> None:
 
 # Read by Ray when it starts, here and in every worker.
 _RAY_SETTINGS = {
-    # Snapshots of a search at least this often: a killed driver loses no more than this many seconds.
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
-    # Ours are enough: a snapshot is also taken at every checkpoint, and Tune warns of that.
+    # Tune's snapshots carry its logs to the run folder and nothing else that counts: as often as Tune thinks fit.
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",
@@ -60,12 +59,15 @@ def main(job: Callable[..., Any]) -> None:
         sys.stdout.flush()
     except InputError as error:
         sys.exit(_mistake(error))
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it ends
+        sys.exit(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_TERMINATED if _terminated_by else EXIT_INTERRUPTED)
     except Exception as error:
         # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
-        cause = _input_error_within(error)
+        cause = input_error_within(error)
         if cause is None:
             raise
         sys.exit(_mistake(cause))
@@ -96,15 +98,6 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
 def _mistake(error: InputError) -> int:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_MISTAKE
-
-
-def _input_error_within(error: BaseException | None) -> InputError | None:
-    while error is not None:
-        if isinstance(error, InputError):
-            return error
-        inner = getattr(error, "cause", None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__
-    return None
 
 
 def connect() -> None:
