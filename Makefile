@@ -9,8 +9,8 @@ NAME ?= smoke
 tune: $(STAMP)  ## the main job on the embedded synthetic dataset: raw films to a checked submission.csv
 	$(BIN)/python jobs/tune.py smoke --name $(NAME)
 
-test: $(STAMP) browser prometheus  ## every test, the slow ones too
-	$(BIN)/python -m pytest
+test: $(STAMP) browser prometheus  ## every test, the slow ones too; in two processes, since many of them wait for others
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 browser:  ## the reports are opened in a headless browser by a test, which is skipped where there is none and no root to add it
 	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \

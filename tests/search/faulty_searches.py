@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -100,6 +101,22 @@ class FaultySearch:
     def output(self) -> str:
         """What it has printed so far."""
         return self._log.read_bytes()[self._earlier :].decode(errors="replace")
+
+    @property
+    def tracebacks(self) -> list[str]:
+        """What each traceback in its output ends with, but for the exit of a worker that Ray ended amidst some callback."""
+        by_writer: dict[str, list[str]] = {}
+        for line in re.sub(r"\x1b\[\d+m", "", self.output).splitlines():
+            parts = re.match(r"(\(\S+ pid=\d+[^)]*\) )?(.*)", line)
+            assert parts is not None
+            by_writer.setdefault(parts[1] or "", []).append(parts[2])
+        ends = [
+            next((end for end in lines[place + 1 :] if not end.startswith(" ")), "")
+            for lines in by_writer.values()
+            for place, line in enumerate(lines)
+            if line.startswith("Traceback")
+        ]
+        return [end for end in ends if not end.startswith("SystemExit: ")]
 
     @property
     def errors(self) -> list[str]:
