@@ -13,8 +13,8 @@ from ray.tune.schedulers import FIFOScheduler
 from vbd.config import TrainConfig
 from vbd.records import Trial
 from vbd.search.proposals import Listed
-from vbd.search.run import Watch, build_tuner
 from vbd.search.trial import read_trials
+from vbd.search.tuner import Watch, build_tuner
 from vbd.search.tuning import ProposalSearcher, Workers
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when a search starts; no table of Tune's

@@ -15,7 +15,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 LEVELS = (
     (
         *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
-        *("fusing", "suppression", "drawing"),
+        *("fusing", "suppression", "drawing", "cluster", "placement", "versions"),
     ),
     (
         *("augment", "evaluation", "submission"),
@@ -32,7 +32,16 @@ LEVELS = (
 )
 STRANGERS = {("search", "ensemble"), ("ensemble", "search")}
 MAY_IMPORT = {
-    "ray": ("data.prepare", "data.dataset", "training.run", "search", "ensemble.predict", "cli"),
+    "ray": (
+        "cluster",
+        "placement",
+        "data.prepare",
+        "data.dataset",
+        "training.run",
+        "search",
+        "ensemble.predict",
+        "cli",
+    ),
     "torch": ("models", "training", "data.dataset", "ensemble.predict"),
     "yolox": ("models.yolox",),
     "effdet": ("models.efficientdet",),

@@ -281,7 +281,7 @@ def searched(prepared: str, store: str, tmp_path: Path) -> tuple[Path, list[Trai
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from vbd.search.run import Watch, build_tuner
+    from vbd.search.tuner import Watch, build_tuner
     from vbd.search.tuning import ProposalSearcher, Workers
 
     configs, run = [config_of(1), config_of(2, policy="B")], tmp_path / "run"

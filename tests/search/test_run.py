@@ -18,9 +18,10 @@ from vbd.search.forecast import read_record
 from vbd.search.keeping import Keeper
 from vbd.search.leaderboard import read_leaderboard
 from vbd.search.proposals import Listed
-from vbd.search.run import Watch, build_tuner, needs_of, run_search
+from vbd.search.run import run_search
 from vbd.search.schedule import build_scheduler
 from vbd.search.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.tuner import Watch, build_tuner, needs_of
 from vbd.search.tuning import ProposalSearcher, Workers, proposal_of
 from vbd.training.checkpoint import read_info
 

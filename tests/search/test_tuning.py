@@ -15,8 +15,9 @@ from vbd.records import Trial
 from vbd.search import tuning
 from vbd.search.outage import fit
 from vbd.search.proposals import Listed
-from vbd.search.run import Watch, _stop_on_sigterm
+from vbd.search.run import _stop_on_sigterm
 from vbd.search.trial import TrialFolder, trial_id_of
+from vbd.search.tuner import Watch
 from vbd.search.tuning import ProposalSearcher
 
 CONFIG = TrainConfig()

@@ -21,6 +21,7 @@ from vbd.data.dataset import BatchMaker, collate
 from vbd.data.dataset_loader import made_by_thread
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError
+from vbd.placement import remote_args, selector_for
 from vbd.records import Batch, Row
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _need_a_cpu() -> None:
     if ray.available_resources().get("CPU", 0) >= 1:
         return
     # Other tasks may hold them, another rank's among these, and give them back: then this one gets its turn.
-    probe = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0)(_nothing).remote()
+    where = remote_args(selector_for("decoding"))
+    probe = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", max_retries=0, **where)(_nothing).remote()
     if not ray.wait([probe], timeout=_PATIENCE_S)[0]:
         ray.cancel(probe, force=True)
         total = ray.cluster_resources().get("CPU", 0)
@@ -140,6 +142,7 @@ def _dataset(share: _Share, steps: range, *, tasks: int, room: int) -> "ray.data
             batch_format="pyarrow",
             fn_kwargs={"share": share, "first_step": steps.start},
             num_cpus=1,
+            **remote_args(selector_for("decoding")),
         )
     finally:
         context.execution_options, context.enable_progress_bars, context.custom_execution_callback_classes = before

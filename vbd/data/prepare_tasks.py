@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vbd.errors import InputError
+from vbd.placement import check_decoding, remote_args, told_while_waiting
 from vbd.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ def run_tasks(
 
     Each number named `images` counts towards `total`; the others are told beside the progress. Tasks carry file names,
     not pixels: results are small, and the order in which they end does not matter. An InputError of a worker is raised
-    here.
+    here, and one that names what is missing where no node of the cluster could ever run a task.
     """
     sums: dict[str, int] = {}
     if not tasks:
         return sums
-    with Progress(title, total, unit="images") as progress:
+    with told_while_waiting({"CPU": 1}, check_decoding(1)), Progress(title, total, unit="images") as progress:
         for result in spread(tasks, _guarded, inner=worker, options=options).iter_rows():
             if result["fault"]:
                 raise InputError(result["fault"])
@@ -57,7 +58,7 @@ def spread(tasks: Sequence[Task], worker: Callable[..., Task], **options: Any) -
     try:
         # A block for each task, so that Ray may hand them out one by one and do a lost one again.
         items = ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
-        return items.map(worker, fn_kwargs=options, num_cpus=1)
+        return items.map(worker, fn_kwargs=options, num_cpus=1, **remote_args(check_decoding(1)))
     finally:
         context.op_resource_reservation_enabled, context.enable_auto_log_stats = before
 

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vbd.cluster import look
 from vbd.config import RunOptions
 from vbd.ensemble.predict_images import Item, Pixels, decode_items
 from vbd.ensemble.predict_models import Checkpoint, LoadedDetectors, TestTimeAugmentation
 from vbd.errors import InputError
+from vbd.placement import (
+    Selector,
+    check_decoding,
+    check_workers,
+    remote_args,
+    selector_for,
+    told_while_waiting,
+    use_gpus,
+)
 from vbd.records import detections_to_table
 from vbd.rejects import Reject
-from vbd.training.run_resources import check_gpus
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +40,7 @@ Pools = Literal["auto", "own", "shared"]
 _CORES = 0.5
 # Of an actor in one of several pools: Ray joins stages that ask for the same, and all would be decoded by the first pool.
 _CORES_IN_OWN_POOL = 0.4
+_LEAST_CORES = 0.001  # without which no task or actor can start
 # On CPUs a detector gets a pool of its own where there are so many cores for each: below, pools wait for each other.
 _CORES_PER_POOL = 4
 
@@ -80,14 +90,56 @@ def found_parts(
 
     Raises InputError for what a user can mend, wherever it was found.
     """
-    check_gpus(options.device == "cuda")
     if not parts:
         return
-    for row in _stream(parts, checkpoints, options, augmentation, workers, pools).iter_rows():
-        if row["fault"]:
-            raise InputError(row["fault"])
-        tables = [_table_of(row[_found(i)]) for i in range(len(checkpoints))]
-        yield FoundPart(row["part"], tables, json.loads(row["rejects"]))
+    site = _site(options, workers)
+    with told_while_waiting({"CPU": _LEAST_CORES} | ({"GPU": 1} if site.use_gpu else {}), site.detecting):
+        for row in _stream(parts, checkpoints, options, augmentation, site, pools).iter_rows():
+            if row["fault"]:
+                raise InputError(row["fault"])
+            tables = [_table_of(row[_found(i)]) for i in range(len(checkpoints))]
+            yield FoundPart(row["part"], tables, json.loads(row["rejects"]))
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where a stream runs: on what, on which nodes, and how much of them there may be."""
+
+    use_gpu: bool
+    decoding: Selector
+    detecting: Selector
+    units: int  # cores or GPUs for detectors
+    decoding_cores: float
+    detecting_cores: float
+
+
+def _site(options: RunOptions, workers: int | None) -> _Site:
+    """Raises InputError when decoding or detecting could never run anywhere."""
+    use_gpu = use_gpus(options.device)
+    detecting, decoding = selector_for("training", gpu=use_gpu), check_decoding(_LEAST_CORES)
+    check_workers(
+        1,
+        {"CPU": _LEAST_CORES} | ({"GPU": 1} if use_gpu else {}),
+        selector=detecting,
+        what="detector process(es)",
+        mend="--device cpu, or a cluster whose workers have it",
+    )
+    cluster = look()
+
+    def there_may_be(resource: str, selector: Selector) -> float:
+        # A cluster of which nobody knows how it grows: as much as is there.
+        most = cluster.total(resource, selector)
+        return cluster.total(resource, selector, now=True) if math.isinf(most) else most
+
+    units = workers or int(there_may_be("GPU" if use_gpu else "CPU", detecting))
+    return _Site(
+        use_gpu,
+        decoding,
+        detecting,
+        max(1, units),
+        there_may_be("CPU", decoding) or 1,
+        there_may_be("CPU", detecting) or 1,
+    )
 
 
 def _stream(
@@ -95,20 +147,23 @@ def _stream(
     checkpoints: Sequence[Checkpoint],
     options: RunOptions,
     augmentation: TestTimeAugmentation,
-    workers: int | None,
+    site: _Site,
     pools: Pools,
 ) -> "ray.data.Dataset":
     import ray
 
-    resources = ray.cluster_resources()
-    use_gpu = options.device == "cuda" or (options.device == "auto" and resources.get("GPU", 0) >= 1)
-    units = workers or min(int(resources.get("GPU" if use_gpu else "CPU", 1)), len(parts))
-    planned = plan_pools([_cost(c) for c in checkpoints], units=max(1, units), use_gpu=use_gpu, pools=pools)
+    units = min(site.units, len(parts))
+    planned = plan_pools([_cost(c) for c in checkpoints], units=units, use_gpu=site.use_gpu, pools=pools)
     wanted = list(dict.fromkeys(checkpoint.pixels for checkpoint in checkpoints))
-    cores = _cores_of_actor(planned, cores=resources.get("CPU", 1))
+    cores = _cores_of_actor(planned, cores=site.detecting_cores)
     rows = [{"part": number, "items": json.dumps(items)} for number, items in parts.items()]
     stream = ray.data.from_items(rows, override_num_blocks=len(rows))
-    stream = stream.map(_decode, fn_kwargs={"wanted": wanted}, num_cpus=min(_CORES, resources.get("CPU", 1) / 2))
+    stream = stream.map(
+        _decode,
+        fn_kwargs={"wanted": wanted},
+        num_cpus=min(_CORES, site.decoding_cores / 2),
+        **remote_args(site.decoding),
+    )
     for place, pool in enumerate(planned):
         later = {checkpoints[i].pixels for other in planned[place + 1 :] for i in other.members}
         stream = stream.map(
@@ -121,7 +176,8 @@ def _stream(
             },
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
             num_cpus=cores,
-            num_gpus=1 if use_gpu else 0,
+            num_gpus=1 if site.use_gpu else 0,
+            **remote_args(site.detecting),
         )
     return stream
 
@@ -136,7 +192,7 @@ def _cores_of_actor(planned: Sequence[Pool], *, cores: float) -> float:
     """At most half of all cores for all actors together, whatever the number of pools."""
     most = _CORES if len(planned) == 1 else _CORES_IN_OWN_POOL
     share = max(1.0, cores) / 2 / sum(pool.actors for pool in planned)
-    return max(0.001, math.floor(1000 * min(most, share)) / 1000)
+    return max(_LEAST_CORES, math.floor(1000 * min(most, share)) / 1000)
 
 
 # --------------------------------------------------------------------------------------------------------- in a worker

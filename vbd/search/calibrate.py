@@ -13,6 +13,7 @@ import ray
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
+from vbd.placement import remote_args, selector_for
 from vbd.records import Trial
 from vbd.search.forecast import Devices, Record, actual, compare, describe, forecast, read_record, write_record
 from vbd.search.rates import Combination, Rate, combination_of, no_rate, to_measure
@@ -92,7 +93,8 @@ def calibrate(
         return {}
     print(f"measuring how fast {len(chosen)} of {len(first)} combinations train here, for some steps each", flush=True)
     # Actors, not tasks: one that hangs can be killed, and its devices are free at once.
-    bench = ray.remote(_Bench).options(num_cpus=resources.get("cpu", 1), num_gpus=resources.get("gpu", 0))
+    where = remote_args(selector_for("training", gpu=bool(resources.get("gpu"))))
+    bench = ray.remote(_Bench).options(num_cpus=resources.get("cpu", 1), num_gpus=resources.get("gpu", 0), **where)
     benches = {one: bench.remote(measured_by or measure) for one in chosen}
     pending = {benches[one].measure.remote(first[one], location, options, workers=workers): one for one in chosen}
     try:

@@ -6,8 +6,8 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,12 +43,18 @@ def proposal_of(drawn: dict[str, Any]) -> tuple[Proposal, int]:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers a trial has, what each takes of the cluster, and how often they may be started again."""
+    """How many workers a trial has, what each takes of which nodes, and how often they may be started again."""
 
     number: int
     cpus: float
     gpus: float
     max_failures: int
+    selector: Mapping[str, str] = field(default_factory=dict)  # labels of those nodes
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What one worker takes, as Ray calls it."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 class ProposalSearcher(Searcher):

@@ -45,7 +45,8 @@ def train_on_workers(
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.number,
             use_gpu=workers.gpus > 0,
-            resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
+            resources_per_worker=workers.each,
+            label_selector=dict(workers.selector) or None,
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{trial_id_of(config)}",

@@ -7,11 +7,11 @@ from vbd import storage
 from vbd.config import TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError, input_error_within
+from vbd.placement import Selector, check_workers, selector_for, told_while_waiting, what_is_held
 from vbd.training.best import best_of
 from vbd.training.members import Member, write_members
 from vbd.training.outcome import Outcome, format_outcomes, member_of, summary
 from vbd.training.plan import TrainingPlan, claim_output, run_name
-from vbd.training.run_resources import check_workers, what_is_held
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -26,11 +26,13 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
     Runs that are finished are not run again. A run that cannot go on lets the others end first; then InputError is raised.
     """
     dataset, root = open_dataset(plan.data), storage.absolute(output)
-    check_workers(plan.workers[0], resources_of(plan), beside=1 if plan.options.input == "ray" else 0)
+    beside, each, selector = 1 if plan.options.input == "ray" else 0, resources_of(plan), _selector_of(plan)
+    check_workers(plan.workers[0], each, beside=beside, selector=selector)
     plan = claim_output(root, plan, dataset)
-    if waiting := what_is_held(plan.workers[0], resources_of(plan)):
+    if waiting := what_is_held(plan.workers[0], each):
         print(waiting, flush=True)
-    outcomes = [_trained(plan, member, fold, dataset, root) for member in plan.configs for fold in plan.folds]
+    with told_while_waiting(each, selector):
+        outcomes = [_trained(plan, member, fold, dataset, root) for member in plan.configs for fold in plan.folds]
     members, summaries = [], []
     for name in plan.configs:
         mine = [outcome for outcome in outcomes if outcome.member == name]
@@ -51,6 +53,11 @@ def resources_of(plan: TrainingPlan) -> dict[str, float]:
     """What each worker asks of Ray; tasks of Ray Data ask for their own."""
     cpus = plan.options.threads + (plan.options.loader_workers if plan.options.input == "loader" else 0)
     return {"CPU": float(cpus)} | ({"GPU": 1.0} if plan.options.device == "cuda" else {})
+
+
+def _selector_of(plan: TrainingPlan) -> Selector:
+    """The labels of the nodes that its workers belong on."""
+    return selector_for("training", gpu=plan.options.device == "cuda")
 
 
 def _trained(plan: TrainingPlan, member: str, fold: int, dataset: PreparedDataset, root: str) -> Outcome:
@@ -101,6 +108,7 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
             num_workers=most if least == most else (least, most),
             use_gpu=plan.options.device == "cuda",
             resources_per_worker=resources_of(plan),
+            label_selector=dict(_selector_of(plan)) or None,
         ),
         run_config=ray.train.RunConfig(
             name=name,
