@@ -12,19 +12,14 @@ from pathlib import Path
 
 import pytest
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
+from tests.nodes import free_port
 
 # Read by Ray when it is imported or started, in the jobs that tests start too.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
 # Where `s3://` leads in this session, Ray's workers included: to a server of our own, which `s3_bucket` starts.
-_S3_PORT = _free_port()
+_S3_PORT = free_port()
 os.environ |= {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{_S3_PORT}",
     "AWS_ACCESS_KEY_ID": "test",

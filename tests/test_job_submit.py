@@ -1,13 +1,7 @@
 """`ray job submit` against a real head, as a user would run it."""
 
 import json
-import os
-import shutil
-import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,66 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes import RAY, ROOT, Nodes
 from vbd.search.leaderboard import read_leaderboard
-
-ROOT = Path(__file__).parent.parent
-RAY = str(Path(sys.executable).parent / "ray")
 
 pytestmark = pytest.mark.slow
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[tuple[str, dict[str, str]]]:
-    """A head of its own, with its own folder: other Rays of this machine are left alone. Gives address and environment."""
-    folder = tempfile.mkdtemp(prefix="vbd", dir="/tmp")
-    (Path(folder) / "ray").mkdir()
-    environment = os.environ | {
-        "RAY_TMPDIR": folder,
-        "RAY_AUTH_MODE": "disabled",
-        "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    # Every port is our own: another Ray on this machine may hold the defaults.
-    port, agent_port = _free_port(), _free_port()
-    process = subprocess.Popen(
-        [
-            *(RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={_free_port()}", f"--temp-dir={folder}/ray"),
-            *(f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", "--object-store-memory=200000000"),
-            *(f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={agent_port}"),
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(f"{address}/api/jobs/")
-        _wait_for(f"http://127.0.0.1:{agent_port}/api/local_raylet_healthz")  # the agent is what starts a job
-        yield address, environment
-    finally:
-        process.send_signal(signal.SIGTERM)  # with --block it ends everything that it started
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_for(url: str) -> None:
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(url, timeout=5).read()
-            return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"nothing answers at {url}")
+    """A head that works itself. Gives address and environment."""
+    with Nodes(cpus=2, object_store_memory=200_000_000) as nodes:
+        yield nodes.dashboard, nodes.environment
 
 
 def _submit(head: tuple[str, dict[str, str]], *command: str, name: str) -> subprocess.CompletedProcess[str]:

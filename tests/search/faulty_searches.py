@@ -1,14 +1,10 @@
 """A small search in a process of its own, and what befalls it there: `python -m tests.search.faulty_searches`."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.nodes import ROOT, Job
 from vbd.config import Candidate, RunOptions, SearchConfig, TrainConfig
 
-ROOT = Path(__file__).parents[2]
 _SPEC = "VBD_FAULTY_SEARCH"
 # One report in three steps; a trial takes some two seconds.
 TINY = TrainConfig(
@@ -73,7 +69,6 @@ class FaultySearch:
         self.run, self._faults = folder / "run", folder / "faults"
         self._faults.mkdir(parents=True, exist_ok=True)
         (self._faults / "go").unlink(missing_ok=True)
-        self._log = folder / "log.txt"
         self._ray = tempfile.mkdtemp(prefix="vbd", dir="/tmp")  # short: its sockets lie there
         spec = {
             "data": data,
@@ -84,44 +79,25 @@ class FaultySearch:
             "ray": self._ray,
             "nodes": nodes,
         }
-        self._earlier = self._log.stat().st_size if self._log.exists() else 0
-        with open(self._log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.search.faulty_searches"],
-                cwd=ROOT,
-                env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-                | {_SPEC: json.dumps(spec), "PYTHONUNBUFFERED": "1"}
-                | environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._job = Job(
+            [sys.executable, "-m", "tests.search.faulty_searches"],
+            log=folder / "log.txt",
+            cwd=ROOT,
+            environment={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+            | {_SPEC: json.dumps(spec)}
+            | environment,
+        )
+        self.process = self._job.process
 
     @property
     def output(self) -> str:
         """What it has printed so far."""
-        return self._log.read_bytes()[self._earlier :].decode(errors="replace")
-
-    @property
-    def tracebacks(self) -> list[str]:
-        """What each traceback in its output ends with, but for the exit of a worker that Ray ended amidst some callback."""
-        by_writer: dict[str, list[str]] = {}
-        for line in re.sub(r"\x1b\[\d+m", "", self.output).splitlines():
-            parts = re.match(r"(\(\S+ pid=\d+[^)]*\) )?(.*)", line)
-            assert parts is not None
-            by_writer.setdefault(parts[1] or "", []).append(parts[2])
-        ends = [
-            next((end for end in lines[place + 1 :] if not end.startswith(" ")), "")
-            for lines in by_writer.values()
-            for place, line in enumerate(lines)
-            if line.startswith("Traceback")
-        ]
-        return [end for end in ends if not end.startswith("SystemExit: ")]
+        return self._job.output
 
     @property
     def errors(self) -> list[str]:
         """The lines by which it told that it ended; there should be one."""
-        return [line for line in self.output.splitlines() if line.startswith("error: ")]
+        return self._job.errors
 
     def held(self, rate: float, step: int) -> bool:
         """Whether a trial waits before a step."""
@@ -138,18 +114,12 @@ class FaultySearch:
 
     def wait_until(self, is_so: Callable[[], bool], *, seconds: float = 240) -> None:
         """Returns when something is so; raises AssertionError when the search has ended before."""
-        deadline = time.monotonic() + seconds
-        while not is_so():
-            assert self.process.poll() is None, f"it ended before, with {self.process.returncode}:\n{self.output}"
-            assert time.monotonic() < deadline, f"it never came to it:\n{self.output}"
-            time.sleep(0.02)
+        self._job.wait_until(is_so, seconds=seconds)
 
     def end(self, *, seconds: float = 300) -> int:
         """Its exit code, when it has ended by itself; all that it started is gone then."""
         try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it never ends:\n{self.output}") from None
+            return self._job.end(seconds=seconds)
         finally:
             self.kill_all()
 
@@ -160,57 +130,11 @@ class FaultySearch:
 
     def kill_all(self) -> None:
         """Kills the driver and all that it started, at once."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        if self._job.is_running:
+            self._job.kill()
         for pid in _processes_of(self._ray):
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self._ray, ignore_errors=True)
-
-
-class Proxy:
-    """Stands between a store and its clients, who find it shut for a while."""
-
-    def __init__(self, port: int):
-        """The store listens at `port` of this machine."""
-        self._store = port
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._listener: socket.socket | None = None
-        self._open: list[socket.socket] = []
-        self.open()
-
-    def open(self) -> None:
-        """Lets clients in."""
-        self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=True)
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def shut(self) -> None:
-        """Refuses clients, and cuts off those that are in."""
-        assert self._listener is not None
-        for each in (self._listener, *self._open):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        self._open.clear()
-
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-                store = socket.create_connection(("127.0.0.1", self._store))
-            except OSError:
-                return
-            self._open += [client, store]
-            for one, other in ((client, store), (store, client)):
-                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
-
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := one.recv(1 << 16):
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
 
 
 def _processes_of(folder: str) -> list[int]:

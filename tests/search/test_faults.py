@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.search.faulty_searches import ROOT, SEARCH, Fault, FaultySearch, Proxy
+from tests.nodes import ROOT, Proxy
+from tests.search.faulty_searches import SEARCH, Fault, FaultySearch
 from vbd import storage
 from vbd.cli import main
 from vbd.config import RunOptions
@@ -282,7 +283,7 @@ def test_a_store_out_of_reach_is_waited_for(
 ) -> None:
     first, second, _ = _rates(prepared)
     proxy = Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]))
-    there = {"storage_root": f"{s3_bucket}/faults", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+    there = {"storage_root": f"{s3_bucket}/faults", "AWS_ENDPOINT_URL": proxy.url}
     there["AWS_MAX_ATTEMPTS"] = "1"  # the client itself need not try for six seconds each time
     holds = (Fault("hold", first, 4), Fault("hold", second, 1))
     search = searches(*holds, **there, VBD_PATIENCE_SECONDS="2")
