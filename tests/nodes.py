@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -64,6 +65,22 @@ class Job:
         return [line for line in self.output.splitlines() if line.startswith("error: ")]
 
     @property
+    def tracebacks(self) -> list[str]:
+        """What each traceback in its output ends with, but for the exit of a worker that Ray ended amidst some callback."""
+        by_writer: dict[str, list[str]] = {}
+        for line in re.sub(r"\x1b\[\d+m", "", self.output).splitlines():
+            parts = re.match(r"(\(\S+ pid=\d+[^)]*\) )?(.*)", line)
+            assert parts is not None
+            by_writer.setdefault(parts[1] or "", []).append(parts[2])
+        ends = [
+            next((end for end in lines[place + 1 :] if not end.startswith(" ")), "")
+            for lines in by_writer.values()
+            for place, line in enumerate(lines)
+            if line.startswith("Traceback")
+        ]
+        return [end for end in ends if not end.startswith("SystemExit: ")]
+
+    @property
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
@@ -100,7 +117,7 @@ class Node:
 
     def __init__(self, cluster: str, name: str, flags: Sequence[str], environment: Mapping[str, str]):
         """Starts it."""
-        self.cluster, self.name = cluster, name
+        self.cluster, self.name, self.is_killed = cluster, name, False
         log = Path(cluster, f"{name}.log")
         marks = {_CLUSTER: cluster, NODE: name}
         command = [RAY, "start", "--block", f"--node-name={name}", *flags]
@@ -126,6 +143,7 @@ class Node:
 
     def kill(self) -> None:
         """Kills all of it, at once, as a machine that is switched off."""
+        self.is_killed = True
         _signal(lambda: self.pids, signal.SIGSTOP)  # so that none of it notices how the others go
         _end(lambda: self.pids)
         self._job.kill()
@@ -212,6 +230,11 @@ class Nodes:
     def dashboard(self) -> str:
         """The address of the dashboard, to which jobs are submitted."""
         return f"http://127.0.0.1:{self._dashboard_port}"
+
+    @property
+    def working(self) -> list[Node]:
+        """The nodes that were added and not killed."""
+        return [node for node in self.nodes if not node.is_killed]
 
     @property
     def alive(self) -> list[str]:

@@ -99,6 +99,11 @@ class FaultySearch:
         """The lines by which it told that it ended; there should be one."""
         return self._job.errors
 
+    @property
+    def tracebacks(self) -> list[str]:
+        """What each traceback in its output ends with."""
+        return self._job.tracebacks
+
     def held(self, rate: float, step: int) -> bool:
         """Whether a trial waits before a step."""
         return (self._faults / f"hold-{rate}-{step}-0").exists()
