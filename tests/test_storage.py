@@ -1,13 +1,16 @@
 import errno
 import math
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from tests.nodes import Proxy
 from vbd import storage
-from vbd.errors import InputError
+from vbd.errors import InputError, StoreError, UnreachableError
 
 
 def test_json_is_stable_and_turns_nan_into_null(tmp_path: Path) -> None:
@@ -153,3 +156,119 @@ def test_many_files_come_in_the_order_asked_for(tmp_path: Path) -> None:
     assert storage.read_many(names[::-1]) == [name.encode() for name in names[::-1]]
     with pytest.raises(InputError, match="no such file"):
         storage.read_many([*names, str(tmp_path / "nothing")])
+
+
+def test_a_link_that_leads_back_is_told_and_others_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    (tmp_path / "in" / "below" / "file").write_bytes(b"1")
+    (tmp_path / "in" / "again").symlink_to("below")
+    (tmp_path / "in" / "broken").symlink_to("nowhere")
+    assert set(storage.list_files(str(tmp_path / "in"), recursive=True)) == {"below/file", "again/file"}
+    (tmp_path / "in" / "below" / "up").symlink_to("..")
+    with pytest.raises(InputError, match=r"up: a link to a folder that it lies in \(.*/in\); remove it"):
+        storage.list_files(str(tmp_path / "in"), recursive=True)
+
+
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    old, new = "a.parquet.0123abcd.tmp", "b.parquet.0123abcd.tmp"
+    for name in (old, new, "mine.tmp", "a.parquet"):
+        (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "folder.0123abcd.tmp").mkdir()
+    (tmp_path / "folder.0123abcd.tmp" / "file").write_bytes(b"1")
+    for path in tmp_path.iterdir():
+        if path.name != new:
+            os.utime(path, (1, 1))
+    storage.remove_leftovers(str(tmp_path))
+    assert storage.list_names(str(tmp_path)) == ["a.parquet", new, "mine.tmp"]
+    storage.remove_leftovers(str(tmp_path / "nowhere"))
+
+
+def test_a_password_in_a_location_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match="holds a user or password") as caught:
+        storage.read_bytes("s3://me:secret@bucket/file")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "bucket/file" in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- object stores
+
+
+@pytest.fixture
+def proxy(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """On the way to the store, for what this process opens meanwhile."""
+    there = Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", there.url)
+    storage._open_store.cache_clear()
+    yield there
+    there.shut()
+    storage._open_store.cache_clear()
+
+
+def test_a_file_is_sent_in_one_request(s3_bucket: str, proxy: Proxy) -> None:
+    storage.write_bytes(f"{s3_bucket}/one/file", b"1" * 3_000_000)
+    assert proxy.requests == ["PUT /vbd-tests/one/file HTTP/1.1"]
+    assert len(storage.read_bytes(f"{s3_bucket}/one/file")) == 3_000_000
+
+
+def test_a_thousand_files_are_listed_in_a_request(s3_bucket: str, proxy: Proxy) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    for number in range(1100):
+        client.put_object(Bucket="vbd-tests", Key=f"many/images/{number}.png", Body=b"1")
+    for recursive, folder in ((True, "many"), (False, "many/images")):
+        proxy.requests.clear()
+        assert len(storage.list_files(f"{s3_bucket}/{folder}", recursive=recursive)) == 1100
+        assert len(proxy.requests) == 2
+
+
+def test_an_upload_that_is_cut_off_leaves_what_was_there(
+    s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+    for size in (200_000, 12_000_000):  # in one piece, and in several
+        storage.write_bytes(f"{s3_bucket}/cut/file", b"old")
+        proxy.cut_uploads_after(50_000)
+        with pytest.raises(UnreachableError, match=r"cut/file: cannot be written \(.*NETWORK_CONNECTION"):
+            storage.write_bytes(f"{s3_bucket}/cut/file", bytes(size))
+        proxy.cut_uploads_after(None)
+        assert storage.read_bytes(f"{s3_bucket}/cut/file") == b"old"
+    assert storage.list_names(f"{s3_bucket}/cut") == ["file"]
+
+
+def test_a_store_that_does_not_answer_is_waited_for_once(
+    s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    location = f"{s3_bucket}/waited/file"
+    storage.write_bytes(location, b"1")
+    monkeypatch.setattr(storage, "_last_told", [-9.0])
+    proxy.shut()
+    waiting = threading.Thread(target=lambda: storage.read_many([location] * 3))
+    waiting.start()
+    told = ""
+    while "; tried again for " not in (told := told + capsys.readouterr().out):
+        assert waiting.is_alive()
+    proxy.open()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert told.count("\n") == 1
+    proxy.shut()
+
+    calls = []
+
+    def action() -> bytes:
+        calls.append(1)
+        return storage.read_many([location])[0]
+
+    with pytest.raises(UnreachableError, match="waited/file: cannot be read"):
+        storage.patiently(
+            action, seconds=0, say=lambda _: None
+        )  # for no longer, though reading has patience of its own
+    assert len(calls) == 1
+
+
+def test_a_store_that_says_no_is_not_asked_again(s3_bucket: str) -> None:
+    with pytest.raises(StoreError, match="NO_SUCH_BUCKET") as caught:
+        storage.write_bytes("s3://no-such-bucket/file", b"1")
+    assert not isinstance(caught.value, UnreachableError)

@@ -15,6 +15,10 @@ class StoreError(InputError):
     """
 
 
+class UnreachableError(StoreError):
+    """An object store that does not answer, or that asks to come back later."""
+
+
 def input_error_within(error: BaseException | None) -> InputError | None:
     """The InputError that an exception is or was raised for; libraries wrap what a worker raised."""
     while error is not None:

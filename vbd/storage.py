@@ -1,9 +1,12 @@
 """The one place that opens paths: a local disk, NFS or an object store, through `pyarrow.fs`.
 
-A location is a plain path or a URI (`s3://bucket/folder`, `gs://...`). What is written appears whole or not at all.
+A location is a plain path or a URI (`s3://bucket/folder`, `gs://...`). What is written appears whole or not at all: a writer that
+is killed leaves no more than a `<name>.<8 hex digits>.tmp`, which nobody reads and `remove_leftovers` removes. An object store
+that does not answer is waited for, `PATIENCE_SECONDS` long.
 """
 
 import contextlib
+import contextvars
 import csv
 import errno
 import functools
@@ -18,15 +21,34 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from vbd.errors import InputError, StoreError
+from vbd.errors import InputError, StoreError, UnreachableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileInfo, FileSystem
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# How long a store that is out of reach is waited for, in all processes of a job whose environment says so.
+PATIENCE_SECONDS = float(os.environ.get("VBD_PATIENCE_SECONDS", "600"))
+# What object stores and the way to them say when another attempt may succeed.
+_PASSING = re.compile(
+    "NETWORK_CONNECTION|SLOW_DOWN|THROTTL|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|HTTP status 5|curlCode|"
+    "UNAVAILABLE|DEADLINE_EXCEEDED|timed out",
+    re.IGNORECASE,
+)
+# A file is sent when it is whole: one request instead of three where it is below ten megabytes.
+_S3_OPTIONS = "allow_delayed_open=true"
+_SECONDS_BETWEEN_LINES = 5.0
+_LEFTOVER = re.compile(r".+\.[0-9a-f]{8}\.tmp")
+# A file is written in seconds, a folder copied in minutes.
+_LEFTOVER_SECONDS = 3600.0
+
+_is_waited_for = contextvars.ContextVar("is_waited_for", default=False)
+_last_told = [0.0]
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -57,13 +79,19 @@ def filesystem(location: str) -> "tuple[FileSystem, str]":
 
     if is_local(location):
         return fs.LocalFileSystem(), absolute(location)
-    store, slash, path = location.partition("://")[2].partition("/")
+    scheme, _, rest = location.partition("://")
+    store, slash, path = rest.partition("/")
+    if "@" in store:
+        raise InputError(
+            f"{scheme}://...@{store.rpartition('@')[2]}{slash}{path}: holds a user or password, which would show in logs and "
+            "on disk; leave it out and set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
     try:
         if "?" in location:
-            return fs.FileSystem.from_uri(location)
-        files, root = _open_store(f"{location.partition('://')[0]}://{store}")
+            return fs.FileSystem.from_uri(location + ("&" + _S3_OPTIONS if scheme == "s3" else ""))
+        files, root = _open_store(f"{scheme}://{store}" + ("?" + _S3_OPTIONS if scheme == "s3" else ""))
     except OSError as error:
-        raise StoreError(f"{location}: cannot open this store ({_first_line(error)})") from error
+        raise _fault(f"{location}: cannot open this store", error) from error
     except ValueError as error:
         raise InputError(f"{location}: cannot open this store ({_first_line(error)})") from error
     return files, f"{root}{slash}{path}".rstrip("/")
@@ -77,6 +105,33 @@ def _open_store(store: str) -> "tuple[FileSystem, str]":
     return fs.FileSystem.from_uri(store)
 
 
+def _waited_for(function: Callable[P, T]) -> Callable[P, T]:
+    """The same function of locations, which waits for an object store that does not answer.
+
+    Within `patiently` it does not wait by itself: whoever called that has said for how long.
+    """
+
+    @functools.wraps(function)
+    def waiting(*values: P.args, **named: P.kwargs) -> T:
+        is_far = any(isinstance(value, str) and not is_local(value) for value in (*values, *named.values()))
+        if not is_far or _is_waited_for.get():
+            return function(*values, **named)
+        return patiently(
+            lambda: function(*values, **named), seconds=PATIENCE_SECONDS, say=_say, faults=UnreachableError
+        )
+
+    return waiting
+
+
+def _say(text: str) -> None:
+    """A line now and then: many threads may wait for the same store."""
+    now = time.monotonic()
+    if now - _last_told[0] >= _SECONDS_BETWEEN_LINES:
+        _last_told[0] = now
+        print(text, flush=True)
+
+
+@_waited_for
 def exists(location: str) -> bool:
     """Whether there is a file or folder at a location."""
     from pyarrow.fs import FileType
@@ -85,7 +140,7 @@ def exists(location: str) -> bool:
     try:
         return files.get_file_info(path).type != FileType.NotFound
     except OSError as error:
-        raise StoreError(f"{location}: cannot be looked up ({_first_line(error)})") from error
+        raise _fault(f"{location}: cannot be looked up", error) from error
 
 
 @dataclass(frozen=True)
@@ -113,17 +168,36 @@ def list_names(location: str) -> list[str]:
     return sorted(info.base_name for info in _listing(location, recursive=False))
 
 
+@_waited_for
 def _listing(location: str, *, recursive: bool) -> "list[FileInfo]":
     from pyarrow.fs import FileSelector
 
     files, path = filesystem(location)
+    if recursive and is_local(location):
+        _refuse_loops(Path(path))
     try:
         return files.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=True))
     except OSError as error:
-        kind = InputError if is_local(location) else StoreError
-        raise kind(f"{location}: not a folder that can be listed ({_first_line(error)})") from error
+        what = f"{location}: not a folder that can be listed"
+        raise (InputError(f"{what} ({_first_line(error)})") if is_local(location) else _fault(what, error)) from error
 
 
+def _refuse_loops(folder: Path) -> None:
+    """Raises InputError for a link to a folder that it lies in: all below would be listed forty times, until Linux refuses."""
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        here, above = waiting.pop()
+        try:
+            facts = here.stat()
+            below = [Path(entry) for entry in os.scandir(here) if entry.is_dir()]
+        except OSError:  # not there, or closed to us: the listing will tell
+            continue
+        if (facts.st_dev, facts.st_ino) in above:
+            raise InputError(f"{here}: a link to a folder that it lies in ({here.resolve()}); remove it")
+        waiting += [(each, above | {(facts.st_dev, facts.st_ino)}) for each in below]
+
+
+@_waited_for
 def read_bytes(location: str) -> bytes:
     """All of a file; raises InputError when it cannot be read."""
     files, path = filesystem(location)
@@ -133,15 +207,16 @@ def read_bytes(location: str) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{location}: no such file") from None
     except OSError as error:
-        raise StoreError(f"{location}: cannot be read ({_first_line(error)})") from error
+        raise _fault(f"{location}: cannot be read", error) from error
 
 
 def in_threads(function: Callable[[str], Any], locations: Sequence[str]) -> list[Any]:
     """The function's value for each location, in order, several at a time: on an object store each is a round trip."""
     from concurrent.futures import ThreadPoolExecutor
 
+    contexts = [contextvars.copy_context() for _ in locations]
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(function, locations))
+        return list(pool.map(lambda context, location: context.run(function, location), contexts, locations))
 
 
 def read_many(locations: Sequence[str]) -> list[bytes]:
@@ -149,6 +224,7 @@ def read_many(locations: Sequence[str]) -> list[bytes]:
     return in_threads(read_bytes, locations)
 
 
+@_waited_for
 def write_bytes(location: str, data: bytes | memoryview) -> None:
     """Writes a file whole: to a temporary name, then renamed. Makes the folders above it."""
     files, path = filesystem(location)
@@ -209,6 +285,7 @@ def write_csv(location: str, rows: Sequence[Mapping[str, Any]], columns: Sequenc
     write_bytes(location, text.getvalue().encode())
 
 
+@_waited_for
 def read_table(location: str, columns: list[str] | None = None) -> "pa.Table":
     """A Parquet file, or some of its columns."""
     import pyarrow as pa
@@ -220,6 +297,8 @@ def read_table(location: str, columns: list[str] | None = None) -> "pa.Table":
     except FileNotFoundError:
         raise InputError(f"{location}: no such file") from None
     except (OSError, pa.ArrowException) as error:
+        if not is_local(location) and _PASSING.search(str(error)):
+            raise _fault(f"{location}: cannot be read", error) from error
         raise InputError(f"{location}: not a readable Parquet file ({_first_line(error)})") from error
 
 
@@ -244,6 +323,7 @@ def write_table(location: str, table: "pa.Table", *, encoded: Sequence[str] = ()
     return len(data)
 
 
+@_waited_for
 def copy_folder(source: str, target: str) -> None:
     """Copies a folder to another location, replacing what lies there; on a disk, whole or not at all."""
     from pyarrow import fs
@@ -252,13 +332,19 @@ def copy_folder(source: str, target: str) -> None:
     target_files, target_path = filesystem(target)
     written = f"{target_path}.{uuid.uuid4().hex[:8]}.tmp" if is_local(target) else target_path
     with _faults_told(target):
-        target_files.create_dir(written, recursive=True)
-        fs.copy_files(source_path, written, source_filesystem=source_files, destination_filesystem=target_files)
-        if written != target_path:
-            delete_folder(target)
-            os.replace(written, target_path)
+        try:
+            target_files.create_dir(written, recursive=True)
+            fs.copy_files(source_path, written, source_filesystem=source_files, destination_filesystem=target_files)
+            if written != target_path:
+                delete_folder(target)
+                os.replace(written, target_path)
+        except BaseException:
+            if written != target_path:
+                shutil.rmtree(written, ignore_errors=True)
+            raise
 
 
+@_waited_for
 def delete_folder(location: str) -> None:
     """Removes a folder with all below it; nothing happens when there is none."""
     files, path = filesystem(location)
@@ -266,6 +352,7 @@ def delete_folder(location: str) -> None:
         files.delete_dir(path)
 
 
+@_waited_for
 def delete_file(location: str) -> None:
     """Removes a file; nothing happens when there is none."""
     files, path = filesystem(location)
@@ -273,6 +360,7 @@ def delete_file(location: str) -> None:
         files.delete_file(path)
 
 
+@_waited_for
 def move_file(source: str, target: str) -> None:
     """Gives a file another name in the same store, replacing what has it: on a disk by renaming, else by a copy there."""
     files, path = filesystem(source)
@@ -291,6 +379,20 @@ def keep_only(location: str, wanted: Mapping[str, set[str]]) -> None:
         in_threads(delete_file, [join(folder, name) for name in sorted(set(list_files(folder)) - names)])
 
 
+def remove_leftovers(location: str) -> None:
+    """Removes from a folder of this machine, not from those below it, what writers left that were killed an hour ago or more.
+
+    One that is still writing may be as slow as that, and no slower.
+    """
+    if not is_local(location):
+        return  # an upload that was cut off leaves nothing
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in Path(absolute(location)).iterdir():
+            with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's: it is in nobody's way
+                if _LEFTOVER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _LEFTOVER_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def need_space(location: str, wanted_bytes: int) -> None:
     """Raises InputError when a local disk has less room than a job is about to use."""
     if not is_local(location):
@@ -306,22 +408,31 @@ def need_space(location: str, wanted_bytes: int) -> None:
         )
 
 
-def patiently(action: Callable[[], T], *, seconds: float, say: Callable[[str], None]) -> T:
+def patiently(
+    action: Callable[[], T],
+    *,
+    seconds: float,
+    say: Callable[[str], None],
+    faults: type[StoreError] = StoreError,
+) -> T:
     """What `action` returns; a place out of reach or full is tried again for so long, at growing intervals.
 
-    Raises the last StoreError.
+    Raises the last of those `faults`.
     """
     deadline, pause = time.monotonic() + seconds, 0.5
     while True:
+        before = _is_waited_for.set(True)
         try:
             return action()
-        except StoreError as error:
+        except faults as error:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise
             say(f"{error}; tried again for {left:.0f} s")
             time.sleep(min(pause, left))
             pause = min(2 * pause, 30.0)
+        finally:
+            _is_waited_for.reset(before)
 
 
 def stable_hash(text: str) -> int:
@@ -336,7 +447,13 @@ def _faults_told(location: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(f"{location}: no space left on the device; free some or choose another folder") from error
-        raise StoreError(f"{location}: cannot be written ({_first_line(error)}); choose another place") from error
+        raise _fault(f"{location}: cannot be written", error, mend="choose another place") from error
+
+
+def _fault(what: str, error: Exception, *, mend: str = "") -> StoreError:
+    """One line of what has failed, as an error that tells whether waiting may help."""
+    text = f"{what} ({_first_line(error)})" + (f"; {mend}" if mend else "")
+    return UnreachableError(text) if _PASSING.search(str(error)) else StoreError(text)
 
 
 def _without_nan(value: Any) -> Any:
