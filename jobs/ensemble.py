@@ -4,6 +4,7 @@ from typing import Literal
 
 from vbd.cli import connect, main
 from vbd.config import Device
+from vbd.summary import tell
 
 
 def ensemble(
@@ -43,6 +44,7 @@ def ensemble(
     plan = plan_of(gate=gate, trials=trials, seed=seed, replicates=replicates)
     connect()
     result = build_ensemble(run, data, output=output, options=RunOptions(device=device), plan=plan)
+    tell(submission=result.output)
     print(result.summary)
     if html is not None:
         from vbd.reports.ensemble import write_ensemble_page

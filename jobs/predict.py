@@ -8,6 +8,7 @@ import tyro
 from vbd.cli import connect, main
 from vbd.config import Device
 from vbd.errors import InputError
+from vbd.summary import tell
 
 
 def predict(
@@ -62,6 +63,7 @@ def predict(
     found, refused = write(
         request, options=RunOptions(device=device), workers=workers, overwrite=overwrite, connect=connect
     )
+    tell(images=found, refused=refused)
     print(f"{output}: detections in {found} images, {refused} refused. For research; not for clinical use.")
 
 

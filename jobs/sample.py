@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from vbd.cli import main
+from vbd.summary import tell
 
 
 def sample(
@@ -32,6 +33,7 @@ def sample(
 
     options: dict[str, Any] = {"size": size, "abnormal_share": abnormal_share, "seed": seed, "processes": processes}
     counts = write_phantom(output, images=images, test_images=test_images, image_format=format, **options)
+    tell(images=counts.images, test_images=counts.test_images)
     parts = f"{counts.images} train ({counts.abnormal} abnormal, {counts.readings} boxes), {counts.test_images} test"
     print(f"{output}: {parts} images, all SYNTHETIC")
 

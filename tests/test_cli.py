@@ -1,11 +1,15 @@
+import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from vbd import cli
 from vbd.cli import main
 from vbd.errors import InputError
+from vbd.summary import tell
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +59,106 @@ def test_a_job_may_return_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert _exit_of(job, monkeypatch, "--code", "3") == 3
     assert _exit_of(lambda: None, monkeypatch) == 0
+
+
+def _summary(text: str) -> dict[str, object]:
+    line = text.splitlines()[-1]
+    told = json.loads(line)
+    assert line == json.dumps(told, sort_keys=True)
+    assert told.pop("seconds") >= 0
+    return told
+
+
+def test_the_last_line_sums_the_job_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def prepare(*, output: str) -> None:
+        tell(images=3, score=float("nan"))
+        print(f"{output}: made")
+
+    assert _exit_of(prepare, monkeypatch, "--output", "there") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("there: made\n")
+    assert _summary(out) == {"job": "prepare", "exit": 0, "output": "there", "images": 3, "score": None}
+    assert _exit_of(lambda: 1, monkeypatch) == 1  # a defect that was found
+    assert _summary(capsys.readouterr().out) == {"job": "<lambda>", "exit": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (InputError("train.csv:3: mend the row"), 2, "train.csv:3: mend the row"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("ours\nand more"), 1, "RuntimeError: ours"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_so_it_does_when_it_fails(
+    error: BaseException, code: int, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> None:
+        tell(images=3)
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    with pytest.raises((SystemExit, RuntimeError)):
+        main(job)
+    assert _summary(capsys.readouterr().out) == {"job": "job", "exit": code, "images": 3, "reason": reason}
+
+
+def test_so_it_does_when_it_is_terminated() -> None:
+    job = (
+        "from vbd.cli import main\nimport time\ndef job() -> None:\n    print('ready', flush=True)\n"
+        "    time.sleep(600)\nmain(job)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert _summary(out) == {"job": "job", "exit": 143, "reason": "interrupted by SIGTERM"}
+    assert err == "interrupted; the same command goes on from here\n"
+
+
+def test_help_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_of(lambda: None, monkeypatch, "--help") == 0
+    assert '"exit"' not in capsys.readouterr().out
+
+
+def test_a_cluster_of_another_ray_is_a_mistake_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+    from ray._private.utils import check_version_info
+
+    def refuse(**_: object) -> None:
+        check_version_info({"ray_version": "2.2.0", "python_version": "3.9.1"}, "node 10.0.0.1")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    assert _exit_of(lambda: cli.connect(), monkeypatch) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith(
+        "error: the cluster runs Ray 2.2.0 on Python 3.9.1, and this job Ray 2.60.0 on Python 3."
+    )
+    assert len(told.err.splitlines()) == 1
+    assert "constraints.txt" in told.err
+
+
+def test_a_cluster_that_does_not_answer_is_one_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    def refuse(**_: object) -> None:
+        raise ConnectionError("ray client\nis lost")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    assert _exit_of(lambda: cli.connect(), monkeypatch) == 2
+    assert capsys.readouterr().err.startswith("error: RAY_ADDRESS 10.0.0.1:6379: no Ray answers there")
 
 
 def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:

@@ -105,7 +105,7 @@ def test_a_submission_is_examined(prepared: str, tmp_path: Path) -> None:
         for name in ("good.csv", "bad.csv")
     )
     assert (good.returncode, good.stderr) == (0, "")
-    assert good.stdout.splitlines()[-1] == "no defects"
+    assert good.stdout.splitlines()[-2] == "no defects"
     assert (bad.returncode, bad.stderr) == (1, "")
     assert "2 kinds of defects in 2 places" in bad.stdout
     content = json.loads((tmp_path / "out" / "found.json").read_text())
@@ -175,7 +175,7 @@ def search(prepared: str, tmp_path: Path) -> list[Trial]:
 def test_the_scores_of_a_search_are_told_again(search: list[Trial], tmp_path: Path) -> None:
     done = run("--run", "run", "--trial", "all", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    title, _, first, second, summary = done.stdout.splitlines()
+    title, _, first, second, summary, _ = done.stdout.splitlines()
     assert "synthetic data" in title
     assert first.split()[:4] == [search[0].trial_id, "yolox", f"{search[0].score:.8f}", f"{search[0].score:.8f}"]
     assert second.split()[0] == search[1].trial_id

@@ -1,5 +1,6 @@
 """jobs/predict.py as its user runs it."""
 
+import json
 import os
 import shutil
 import signal
@@ -152,7 +153,9 @@ def test_a_folder_of_ones_own_films_in_all_outputs(checkpoint: str, films: Path,
     done = _job(*flags, "--coco", "out/c.json", "--overlay", "png", "--dicom-sr", "sr", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "12 images, 1 refused" in done.stdout
-    assert "not for clinical use" in done.stdout.splitlines()[-1]
+    assert "not for clinical use" in done.stdout.splitlines()[-2]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["job"], told["exit"], told["images"], told["refused"]) == ("predict", 0, 12, 1)
     (reject,) = storage.read_csv(str(tmp_path / "out" / "rejects.csv"))
     assert reject["file"] == str(films / "broken.dcm")
     tables = [

@@ -1,5 +1,6 @@
 """jobs/prepare.py as its user runs it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,12 +25,16 @@ def test_raw_films_become_an_augmented_dataset_in_one_command(phantom: Path, tmp
     assert first.returncode == 0, first.stderr
     assert "competition layout, 60 train and 12 test images" in first.stdout
     assert "prepare: 72/72 images" in first.stdout
-    assert first.stdout.splitlines()[-1].startswith("out: policy D, ")
+    assert first.stdout.splitlines()[-2].startswith("out: policy D, ")
+    assert json.loads(first.stdout.splitlines()[-1]) | {"seconds": 0} == {
+        **{"job": "prepare", "exit": 0, "seconds": 0, "output": "out", "prepare_images": 72, "prepare_refused": 0},
+        "augment_images": 60,
+    }
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 10_000
     again = run(*flags, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "up to date" in again.stdout
-    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert again.stdout.splitlines()[-2] == first.stdout.splitlines()[-2]
 
 
 def test_a_stopped_job_says_so_and_goes_on_when_run_again(phantom: Path, tmp_path: Path) -> None:

@@ -3,17 +3,23 @@
 import contextlib
 import functools
 import io
+import json
 import logging
 import os
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+from vbd import summary, versions
 from vbd.errors import InputError, input_error_within
 
+# 0 is done, and 1 a fault of ours with its traceback, or a defect that jobs/evaluate.py was to look for. docs/jobs.md has
+# them all for users.
+EXIT_FAULT = 1
 EXIT_MISTAKE = 2  # something the user can mend
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -51,27 +57,38 @@ _NOISY_LOGGERS = ("ray._private.authentication.authentication_token_setup",)
 def main(job: Callable[..., Any]) -> None:
     """Runs a job from the command line: its keyword arguments are the flags, its docstring the help.
 
-    Exits with 0 when it is done, with what the job returns when that is a number, with 2 and one line for an InputError.
+    Exits with 0 when it is done, with what the job returns when that is a number, with 2 and one line for an InputError. The
+    last line of the output is JSON (`vbd.summary`), however the job ends.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    began = time.monotonic()
+    summary.forget()
+
+    def end(code: int, reason: str = "") -> None:
+        seconds = time.monotonic() - began
+        print(summary.line_of(job.__name__.strip("_"), exit_code=code, seconds=seconds, reason=reason), flush=True)
+
     try:
         code = _parsed(job)()
-        sys.stdout.flush()
+        code = code if isinstance(code, int) else 0
+        end(code)
     except InputError as error:
-        sys.exit(_mistake(error))
+        code = _mistake(error, end)
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it ends
-        sys.exit(EXIT_BROKEN_PIPE)
+        code = EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
+        code = EXIT_TERMINATED if _terminated_by else EXIT_INTERRUPTED
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_TERMINATED if _terminated_by else EXIT_INTERRUPTED)
+        end(code, "interrupted by SIGTERM" if _terminated_by else "interrupted")
     except Exception as error:
         # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
         cause = input_error_within(error)
         if cause is None:
+            end(EXIT_FAULT, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
             raise
-        sys.exit(_mistake(cause))
-    sys.exit(code if isinstance(code, int) else 0)
+        code = _mistake(cause, end)
+    sys.exit(code)
 
 
 def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
@@ -80,6 +97,8 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
 
     @functools.wraps(job)
     def bound(*values: Any, **flags: Any) -> Callable[[], Any]:
+        if isinstance(flags.get("output"), str):
+            summary.tell(output=flags["output"])
         return functools.partial(job, *values, **flags)
 
     told = io.StringIO()
@@ -95,8 +114,9 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
         raise InputError("; ".join(sentence for sentence in sentences if sentence)) from None
 
 
-def _mistake(error: InputError) -> int:
+def _mistake(error: InputError, end: Callable[[int, str], None]) -> int:
     print(f"error: {error}", file=sys.stderr)
+    end(EXIT_MISTAKE, str(error))
     return EXIT_MISTAKE
 
 
@@ -104,7 +124,7 @@ def connect() -> None:
     """Connects to the Ray cluster this job runs on, or starts one on this machine, and says which.
 
     `ray job submit` passes the address through the environment, so `ray.init` gets no address here. A cluster of our own
-    serves its dashboard on localhost only.
+    serves its dashboard on localhost only. Raises InputError when the cluster does not answer, or has another Ray or Python.
     """
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -113,7 +133,10 @@ def connect() -> None:
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
+        try:
+            ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
+        except (RuntimeError, ConnectionError) as error:
+            raise _told_in_a_line(error) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in the place of ours, which dumps a stack
     resources = ray.cluster_resources()
@@ -126,4 +149,23 @@ def connect() -> None:
 
 
 def _worker_settings() -> dict[str, str]:
-    return {name: os.environ[name] for name in _RAY_SETTINGS}
+    settings = {name: os.environ[name] for name in _RAY_SETTINGS}
+    return settings | {versions.VARIABLE: json.dumps(versions.installed())}
+
+
+def _told_in_a_line(error: Exception) -> Exception:
+    """What keeps this driver from its cluster as something to mend, where it is; else the error itself."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    text = " ".join(str(error).split())
+    found = re.search(r"Version mismatch: .*Ray: (\S+) Python: (\S+) .*Ray: (\S+) Python: (\S+)", text)
+    if found:
+        theirs, their_python, ours, our_python = found.groups()
+        return InputError(
+            f"the cluster runs Ray {theirs} on Python {their_python}, and this job Ray {ours} on Python {our_python}; install on "
+            "both what constraints.txt says"
+        )
+    if isinstance(error, ConnectionError):
+        return InputError(
+            f"RAY_ADDRESS {address}: no Ray answers there; start the cluster, or unset it for one of this machine"
+        )
+    return error

@@ -7,6 +7,7 @@ itself tells it only on managed clusters.
 import functools
 import json
 import math
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,14 @@ def _config_on_head(gcs_address: str) -> dict[str, Any] | None:
             file = next((flag.removeprefix(_CONFIG_FLAG) for flag in flags if flag.startswith(_CONFIG_FLAG)), "")
             return yaml.safe_load(Path(file).expanduser().read_text()) if file else {}
     return None
+
+
+@functools.cache
+def on_host() -> str:
+    """` on <host>` for the lines of a worker in a cluster of several nodes, so that they tell where they come from; else ``."""
+    import ray
+
+    return f" on {socket.gethostname()}" if ray.is_initialized() and len(ray.nodes()) > 1 else ""
 
 
 # ------------------------------------------------------------------------------------------- what the autoscaler is doing

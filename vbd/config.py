@@ -223,7 +223,7 @@ class SearchConfig:
     keep_per_family: int = 2
     keep_all: bool = False
     cpus_per_trial: float = 1
-    # None: one where the cluster has GPUs when the search starts.
+    # None: one where the cluster has GPUs when the search starts, or its autoscaler may start some.
     gpus_per_trial: float | None = None
     # Processes of each trial; several train by distributed data parallel.
     workers_per_trial: int = 1

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
+from vbd.summary import tell
 
 # The embedded dataset of the smoke preset: small enough for a laptop, large enough that detectors learn.
 SAMPLE_IMAGES = 1_500
@@ -42,6 +43,7 @@ def run_pipeline(
     run = storage.join(storage_root, name)
     with _stage("ensemble"):
         result = build_ensemble(run, data, options=options)
+    tell(submission=result.output)
     print(result.summary)
     print(f"leaderboard  {storage.join(run, 'leaderboard.txt')}\ncheckpoints  {storage.join(run, 'best')}")
     print(f"reports      python jobs/report.py --run {run} --data {data} --output report.html")
@@ -71,6 +73,7 @@ def _sample_dataset(image_size: int) -> str:
 @contextmanager
 def _stage(name: str) -> Iterator[None]:
     print(f"== {name}", flush=True)
+    tell(stage=name)  # in which the job ends, if it does not come to the next
     started = time.monotonic()
     yield
     print(f"== {name} took {time.monotonic() - started:.0f} s", flush=True)

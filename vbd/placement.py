@@ -146,7 +146,8 @@ def _listed(each: Mapping[str, float]) -> str:
 
 def _has(cluster: Cluster, name: str, selector: Selector) -> str:
     """What there is of a resource, and what may come."""
-    now, count = cluster.total(name, selector, now=True), len(cluster.nodes)
+    now = cluster.total(name, selector, now=True)
+    count = sum(all(node.labels.get(k) == v for k, v in selector.items()) for node in cluster.nodes)
     on = "".join(f" labelled {key}={value}" for key, value in selector.items())
     has = f"the cluster has {now:g} {name} on {count} node(s){on}"
     if not cluster.grows:

@@ -23,6 +23,7 @@ from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError
 from vbd.placement import remote_args, selector_for
 from vbd.records import Batch, Row
+from vbd.versions import check_versions
 
 if TYPE_CHECKING:
     import ray.data
@@ -183,6 +184,7 @@ def _make_rows(numbers: pa.Table, *, share: _Share, first_step: int) -> pa.Table
     for number in numbers["id"].to_pylist():
         step = first_step + number
         try:
+            check_versions()
             packed += [_pack(step, row) for row in _maker(share).rows(step)]
         except InputError as error:
             packed.append({"step": step, "fault": str(error), "may_pass": isinstance(error, StoreError)})

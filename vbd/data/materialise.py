@@ -30,6 +30,7 @@ from vbd.data.prepare_tasks import count_in_ray, run_tasks
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
 from vbd.errors import InputError
 from vbd.records import Row
+from vbd.summary import tell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,6 +102,7 @@ def prepare_and_materialise(
 
 def _counts_told(dataset: PreparedDataset) -> str:
     counts, options = dataset.counts, dataset.options
+    tell(**counts)
     return (
         f"{counts['train_images']:,} training images of {options.image_size} px ({counts['normal_images']:,} normal) in "
         f"{options.num_folds} folds, {counts['boxes']:,} boxes, {counts['test_images']:,} test images, "

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vbd.errors import InputError
 from vbd.placement import check_decoding, remote_args, told_while_waiting
 from vbd.progress import Progress
+from vbd.summary import tell
+from vbd.versions import check_versions
 
 if TYPE_CHECKING:
     import ray.data
@@ -33,6 +35,7 @@ def run_tasks(
                 raise InputError(result["fault"])
             numbers: dict[str, int] = json.loads(result["numbers"])
             sums = {name: sums.get(name, 0) + value for name, value in numbers.items()}
+            tell(**{f"{title}_{name}": value for name, value in sums.items()})
             others = (f"{count} {name}" for name, count in sums.items() if name != "images")
             progress.advance(numbers["images"], note=", ".join(others))
     return sums
@@ -41,6 +44,7 @@ def run_tasks(
 def _guarded(task: Task, *, inner: Callable[..., dict[str, int]], options: dict[str, Any]) -> Task:
     """In a worker: what a user can mend travels as a result. As an exception it would lose its type on the way."""
     try:
+        check_versions()
         return {"fault": "", "numbers": json.dumps(inner(task, **options))}
     except InputError as error:
         return {"fault": str(error), "numbers": ""}

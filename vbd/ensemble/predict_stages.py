@@ -29,6 +29,7 @@ from vbd.placement import (
 )
 from vbd.records import detections_to_table
 from vbd.rejects import Reject
+from vbd.versions import check_versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -204,6 +205,7 @@ def _decode(row: dict[str, Any], *, wanted: Sequence[Pixels]) -> dict[str, Any]:
     cv2.setNumThreads(0)  # the cores belong to the other tasks
     items = json.loads(row["items"])
     try:
+        check_versions()
         part, fault = decode_items(items, wanted), ""
     except InputError as error:
         part, fault = decode_items([], wanted), str(error)
@@ -242,6 +244,7 @@ class _Detect:
 
     def _found(self, row: dict[str, Any], members: Sequence[int], pixels: Sequence[int]) -> dict[str, bytes]:
         if self._detectors is None:
+            check_versions()
             self._detectors = LoadedDetectors(*self._arguments)
         places, shapes = json.loads(row["places"]), json.loads(row["shapes"])
         hw = [(int(height), int(width)) for height, width in json.loads(row["original_hw"])]

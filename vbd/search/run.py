@@ -4,6 +4,7 @@ import dataclasses
 import json
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,7 @@ from vbd.search.space import describe, draw_configs
 from vbd.search.trial import ENDED, read_trials
 from vbd.search.tuner import Watch, build_tuner, needs_of
 from vbd.search.tuning import ProposalSearcher, Workers, run_trial
+from vbd.summary import tell
 
 
 def run_search(
@@ -82,6 +84,7 @@ def run_search(
         searcher, stopped = session.run(search, proposer, known, plan)
     board = read_board(run, search, dataset)
     write_leaderboard(run, board)
+    _sum_up(run, board)
     print(format_leaderboard(board), flush=True)
     print(close_forecast(run, board.trials, price=price), flush=True)
     if searcher.fault is not None:
@@ -157,6 +160,13 @@ class _Session:
         """Where Tune was ended before it came to it."""
         for log in self._logs:
             log.on_experiment_end([])
+
+
+def _sum_up(run: str, board: Leaderboard) -> None:
+    """For the last line of the job."""
+    statuses = Counter(trial.status for trial in board.trials)
+    best = board.trials[0] if board.trials else None
+    tell(output=run, trials=dict(statuses), best=best and best.trial_id, best_score=best and best.score)
 
 
 def read_board(run: str, search: SearchConfig, dataset: PreparedDataset) -> Leaderboard:

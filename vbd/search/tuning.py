@@ -3,8 +3,8 @@
 import dataclasses
 import logging
 import math
-import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from ray.tune.result import TIMESTEPS_TOTAL
 from ray.tune.search import Searcher
 
 from vbd import storage
+from vbd.cluster import on_host
 from vbd.config import RunOptions, TrainConfig, train_config_from
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError, StoreError
@@ -28,11 +29,12 @@ from vbd.search.trial import ENDED, TrialFolder, trial_id_of
 from vbd.training.checkpoint import read_info
 from vbd.training.loop import TrainingError, train
 from vbd.training.memory import forget_peak
+from vbd.versions import check_versions
 
 T = TypeVar("T")
 
 # How long a trial waits for a store that is out of reach, or a disk that is full, before its attempt ends.
-PATIENCE_SECONDS = float(os.environ.get("VBD_PATIENCE_SECONDS", "600"))
+PATIENCE_SECONDS = storage.PATIENCE_SECONDS
 
 
 def proposal_of(drawn: dict[str, Any]) -> tuple[Proposal, int]:
@@ -162,11 +164,19 @@ def run_trial(
     With `workers` this process computes nothing: they train it together.
     """
     logging.getLogger("ray.train._internal.storage").setLevel(logging.WARNING)  # a line for every checkpoint
+    sys.unraisablehook = _tell_what_is_no_exit
     try:
+        check_versions()
         _run_trial(drawn, location, run, options, workers)
     except InputError as error:
         tune.report({SCORE: math.nan, "fault": str(error)})  # Tune keeps no error that the driver could read
         raise
+
+
+def _tell_what_is_no_exit(fault: "sys.UnraisableHookArgs") -> None:
+    """Ray ends a worker by an exception that its handler of SIGTERM raises wherever the process happens to be."""
+    if not isinstance(fault.exc_value, SystemExit):
+        sys.__unraisablehook__(fault)
 
 
 def _run_trial(drawn: dict[str, Any], location: str, run: str, options: RunOptions, workers: Workers | None) -> None:
@@ -230,7 +240,7 @@ def patiently(action: Callable[[], T], folder: TrialFolder) -> T:
     """What `action` returns, tried again while the store is out of reach or the disk full."""
 
     def say(text: str) -> None:
-        print(f"trial {folder.trial_id}: {text}", flush=True)
+        print(f"trial {folder.trial_id}{on_host()}: {text}", flush=True)
 
     return storage.patiently(action, seconds=PATIENCE_SECONDS, say=say)
 

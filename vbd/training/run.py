@@ -8,6 +8,7 @@ from vbd.config import TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError, input_error_within
 from vbd.placement import Selector, check_workers, selector_for, told_while_waiting, what_is_held
+from vbd.summary import tell
 from vbd.training.best import best_of
 from vbd.training.members import Member, write_members
 from vbd.training.outcome import Outcome, format_outcomes, member_of, summary
@@ -29,6 +30,7 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
     beside, each, selector = 1 if plan.options.input == "ray" else 0, resources_of(plan), _selector_of(plan)
     check_workers(plan.workers[0], each, beside=beside, selector=selector)
     plan = claim_output(root, plan, dataset)
+    storage.remove_leftovers(root)
     if waiting := what_is_held(plan.workers[0], each):
         print(waiting, flush=True)
     with told_while_waiting(each, selector):
@@ -41,6 +43,8 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
             summaries.append(summary(members[-1], mine, dataset))
     if members:
         write_members(root, members, dataset.fingerprint, synthetic=dataset.synthetic)
+    failed_folds = sum(bool(outcome.reason) for outcome in outcomes)
+    tell(output=root, members=len(members), folds=len(outcomes) - failed_folds, failed_folds=failed_folds)
     print("\n".join([format_outcomes(outcomes), *summaries]), flush=True)
     for failed in (outcome for outcome in outcomes if outcome.reason):
         raise InputError(

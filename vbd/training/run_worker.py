@@ -12,6 +12,7 @@ from ray.train import get_context
 from ray.train.v2._internal.execution import context as ray_context
 
 from vbd import storage
+from vbd.cluster import on_host
 from vbd.config import RunOptions, train_config_from
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
@@ -20,6 +21,7 @@ from vbd.records import Batch, Detections
 from vbd.training.best import keep_if_best
 from vbd.training.checkpoint import read_info, whole_checkpoints
 from vbd.training.loop import MemoryShort, Ranks, Report, TrainingError, train
+from vbd.versions import check_versions
 
 # In the folder of a run: how many images go through a detector at a time since memory ran out, and why the run cannot go on.
 MICRO_BATCH, STOP = "micro_batch.json", "stop.json"
@@ -58,6 +60,7 @@ def attempt(
     """
     # A line for every report; this logger is named after its file, so that the log level of the run does not reach it.
     ray_context.logger.setLevel(logging.WARNING)
+    check_versions()
     say = _teller(Path(folder).name)
     if storage.exists(storage.join(folder, STOP)):
         return str(storage.read_object(storage.join(folder, STOP))["reason"])
@@ -106,7 +109,7 @@ def _batches(options: RunOptions) -> Callable[..., Iterable[Batch]]:
 def _teller(name: str) -> Callable[[str], None]:
     def say(text: str) -> None:
         # Not `print`, which Ray Train also turns into a log record: each line would be told twice.
-        sys.stdout.write("".join(f"{name}: {line}\n" for line in text.splitlines()))
+        sys.stdout.write("".join(f"{name}{on_host()}: {line}\n" for line in text.splitlines()))
         sys.stdout.flush()
 
     return say
