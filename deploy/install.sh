@@ -6,7 +6,7 @@ folder=$1
 stamp=$HOME/.vbd-installed
 
 # The token of the cluster belongs to the user of the machine, who is not on every cloud the user of the container.
-[ ! -e "$folder/auth_token" ] || [ -r "$folder/auth_token" ] || sudo chown "$(id -u)" "$folder/auth_token"
+[ ! -e "$folder/auth_token" ] || [ -O "$folder/auth_token" ] || sudo chown "$(id -u)" "$folder/auth_token"
 
 wanted=$(cat "$folder/constraints.txt" "$folder/pyproject.toml" | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then

@@ -1,6 +1,6 @@
 """Waits for the notice that the cloud takes this spot machine back, and has Ray drain it: no new work lands there.
 
-Runs beside Ray on every worker and needs nothing but Python and the `ray` command. On machines that are not spot it waits for ever.
+Runs beside Ray on every worker and needs nothing but Python and the `ray` command. On other machines it waits for ever.
 """
 
 import argparse

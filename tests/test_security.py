@@ -1,0 +1,117 @@
+"""What docs/security.md claims of the code: dangerous calls are not in it, and each claim there names a test that exists."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODE = sorted(path for folder in ("vbd", "jobs", "deploy") for path in (ROOT / folder).rglob("*.py"))
+
+# Modules that run code which lies in the data they read; `pickle` itself may be imported for its errors.
+_MODULES = {"dill", "marshal", "shelve", "joblib", "jsonpickle"}
+_CALLS = {
+    **dict.fromkeys(("eval", "exec", "compile"), "runs text as code"),
+    **dict.fromkeys(
+        ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"), "runs text in a shell"
+    ),
+    **dict.fromkeys(
+        (
+            "pickle.load",
+            "pickle.loads",
+            "pickle.Unpickler",
+            "cloudpickle.load",
+            "cloudpickle.loads",
+            "ray.cloudpickle.loads",
+        ),
+        "unpickles",
+    ),
+    **dict.fromkeys(("pandas.read_pickle", "pd.read_pickle", "torch.hub.load"), "unpickles"),
+    **dict.fromkeys(("yaml.load", "yaml.load_all"), "makes any object that YAML names; use yaml.safe_load"),
+    **dict.fromkeys(("yaml.unsafe_load", "yaml.full_load", "yaml.UnsafeLoader"), "makes any object that YAML names"),
+    "tempfile.mktemp": "names a file that another may make first",
+}
+
+
+def _found(tree: ast.AST) -> Iterator[str]:
+    """What is dangerous in a file, by its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):  # `from pickle import loads` is called by a name of its own
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                yield from (f"line {node.lineno}: {name} {_CALLS[name]}" for name in whole if name in _CALLS)
+            yield from (f"line {node.lineno}: imports {name}" for name in names if name.split(".")[0] in _MODULES)
+        if isinstance(node, ast.Call):
+            yield from (f"line {node.lineno}: {reason}" for reason in _reasons(node))
+        if isinstance(node, ast.Constant) and node.value == "0.0.0.0":
+            yield f"line {node.lineno}: listens to every network"
+
+
+def _reasons(call: ast.Call) -> Iterator[str]:
+    name = ast.unparse(call.func)
+    given = {each.arg: ast.unparse(each.value) for each in call.keywords}
+    if name in _CALLS:
+        yield f"{name} {_CALLS[name]}"
+    if name == "torch.load" and given.get("weights_only") != "True":
+        yield "torch.load without weights_only=True unpickles"
+    if given.get("allow_pickle", "False") != "False":
+        yield f"{name} with allow_pickle unpickles"
+    if given.get("shell", "False") != "False":
+        yield f"{name} with a shell runs text"
+    if given.get("verify", "True") == "False":
+        yield f"{name} trusts any server"
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_runs_what_it_reads(path: Path) -> None:
+    assert list(_found(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle\npickle.load(open('x', 'rb'))",
+        "from pickle import loads",
+        "import joblib",
+        "from marshal import loads",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.UnsafeLoader)",
+        "torch.load('model.pt')",
+        "torch.load('model.pt', weights_only=False)",
+        "torch.load('model.pt', weights_only=flag)",
+        "np.load('x.npy', allow_pickle=True)",
+        "eval('1')",
+        "exec(text)",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+        "requests.get(url, verify=False)",
+        "serve(host='0.0.0.0')",
+    ],
+)
+def test_what_is_dangerous_would_be_found(code: str) -> None:
+    assert list(_found(ast.parse(code)))
+
+
+def test_what_is_not_dangerous_is_left_alone() -> None:
+    good = (
+        "import pickle\nyaml.safe_load(t)\ntorch.load(f, weights_only=True)\nmodel.eval()\nre.compile('x')\nnp.load(f)"
+    )
+    assert list(_found(ast.parse(good))) == []
+
+
+def test_each_claim_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 10
+    for file, test in named:
+        assert (ROOT / file).is_file(), f"docs/security.md names {file}, which is not there"
+        tree = ast.parse((ROOT / file).read_text())
+        tests = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert not test or test in tests, f"docs/security.md names {test}, which is not in {file}"
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| claim"))]
+    claims = [row for row in rows if row.count("|") == 3]
+    assert claims
+    assert all("`tests/" in row for row in claims)
