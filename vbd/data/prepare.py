@@ -61,6 +61,7 @@ def prepare(
     suffix = suffix_of(config.image_format)
     shards = plan_shards(wanted_images(found, config), config.shard_size)
     check_is_ours(output, _PLAN, what="dataset")
+    storage.remove_leftovers(output)
     earlier = look_around(output, pixel_key(config))
     if not overwrite:
         _check_is_this_one(output, config, {row["image_id"] for shard in shards for row in shard.rows}, earlier)

@@ -19,8 +19,6 @@ from vbd.rejects import Reject, reject
 # An image to look at: `image_id`, `path`, the original's `height` and `width`, `channels` and `resize` of the dataset. Raw files
 # have zeros and empty texts there; `size` and `mtime_ns` tell whether one was replaced since.
 Item = dict[str, Any]
-# How long an object store may be out of reach before prediction gives up.
-_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,8 @@ def is_raw(item: Item) -> bool:
 
 
 def read_item(item: Item) -> bytes:
-    """An image's bytes. A store out of reach is asked again for a while; raises InputError."""
-    path = item["path"]
-    if storage.is_local(path):
-        return storage.read_bytes(path)
-    return storage.patiently(lambda: storage.read_bytes(path), seconds=_PATIENCE_S, say=print)
+    """An image's bytes; raises InputError."""
+    return storage.read_bytes(item["path"])
 
 
 def decode_items(items: Sequence[Item], wanted: Sequence[Pixels]) -> DecodedPart:

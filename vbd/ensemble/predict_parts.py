@@ -25,8 +25,6 @@ PREDICTIONS = "predictions.json"
 _PARTS, _REJECTS = "parts", b"rejects"
 # Facts of an image that are no reason to look at it again: the folder may have been moved.
 _NO_FACTS = ("path",)
-# How long a place that is out of reach or full is tried again.
-_PATIENCE_S = 60.0
 
 
 class Output:
@@ -70,6 +68,7 @@ class Output:
 
     def begin(self) -> list[int]:
         """Says what is coming, and removes what is not of it; returns the numbers of the parts that are missing."""
+        storage.remove_leftovers(self.folder)
         storage.write_json(storage.join(self.folder, PREDICTIONS), self.description)
         for name in sorted(self._older):
             storage.delete_file(storage.join(self.folder, name))
@@ -89,7 +88,9 @@ class Output:
             for which, table in enumerate(found.tables)
         ]
         table = pa.concat_tables(columns).replace_schema_metadata({_REJECTS: json.dumps(found.rejects)})
-        storage.patiently(lambda: storage.write_table(self._place(found.number), table), seconds=_PATIENCE_S, say=print)
+        place = self._place(found.number)
+        # A disk that is full is waited for too.
+        storage.patiently(lambda: storage.write_table(place, table), seconds=storage.PATIENCE_SECONDS, say=print)
 
     def finish(self, say: Callable[[str], None]) -> None:
         """Makes one table for each checkpoint of all parts, and `rejects.csv`; then the parts go."""
