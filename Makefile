@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 NAME ?= smoke
 
-.PHONY: tune test check bench parity browser prometheus clean
+.PHONY: tune test check audit bench parity browser prometheus clean
 
 tune: $(STAMP)  ## the main job on the embedded synthetic dataset: raw films to a checked submission.csv
 	$(BIN)/python jobs/tune.py smoke --name $(NAME)
@@ -25,6 +25,14 @@ check: $(STAMP)  ## style, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy deploy/spot_watch.py
+
+# In an environment of its own: its dependencies are none of ours. --strict, or a package that it cannot look up would pass.
+audit:  ## are weaknesses known of the pinned versions? Asks a public database, so it is no part of `check`
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt || \
+		{ echo 'audit: FAILED. Unless weaknesses are listed above, the database was out of reach and nothing is known: run it where it is.' >&2; exit 1; }
 
 bench: $(STAMP)  ## speed, as ratios within one run; benchmarks/README.md holds the tables
 	$(BIN)/python benchmarks/fusion.py
