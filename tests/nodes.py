@@ -129,6 +129,11 @@ class Node:
         return self._job.output
 
     @property
+    def is_up(self) -> bool:
+        """Whether `ray start` has not ended."""
+        return self._job.is_running
+
+    @property
     def pids(self) -> list[int]:
         """All of its processes, the workers too."""
         return pids_with(**{_CLUSTER: self.cluster, NODE: self.name})
@@ -175,7 +180,7 @@ class Nodes:
         self._jobs: list[Job] = []
         self.nodes: list[Node] = []
         self.environment = (
-            {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+            dict(os.environ)
             | {
                 "RAY_TMPDIR": self.folder,
                 "RAY_AUTH_MODE": "disabled",
@@ -186,6 +191,8 @@ class Nodes:
                 "RAY_health_check_failure_threshold": "3",
                 "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}",
                 "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+                "RAY_memory_monitor_refresh_ms": "0",  # all nodes share one machine, with others: none is full by itself
+                "RAY_ADDRESS": self.address,  # or Ray's own helpers ask the newest Ray of this machine
                 "SPT_NOENV": "1",  # by default workers write their title over what /proc tells of their environment
             }
             | environment
@@ -203,8 +210,7 @@ class Nodes:
             flags.append(f"--autoscaling-config={self._autoscaling_config(autoscaling)}")
             more = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         try:
-            self.head = Node(self.folder, "head", flags, self.environment | more)
-            self._wait_for(self.head)
+            self.head = self._started("head", flags, self.environment | more)
             # The agent starts submitted jobs.
             wait_until(lambda: _answers(f"http://127.0.0.1:{agent}/api/local_raylet_healthz"), lambda: self.head.log)
         except BaseException:
@@ -260,10 +266,8 @@ class Nodes:
         ]
         if labels:
             flags.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
-        node = Node(self.folder, f"node-{len(self.nodes)}", flags, self.environment)
-        self.nodes.append(node)
-        self._wait_for(node)
-        return node
+        self.nodes.append(self._started(f"node-{len(self.nodes)}", flags, self.environment))
+        return self.nodes[-1]
 
     def wait_until_lost(self, node: Node) -> None:
         """Returns when Ray knows that a node is dead."""
@@ -272,7 +276,7 @@ class Nodes:
     def start(self, command: Sequence[str], *, cwd: Path, log: str = "log.txt", **environment: str) -> Job:
         """A driver of this cluster, with its output in `cwd/log`; a command that begins with `jobs/` is one of ours."""
         whole = [sys.executable, str(ROOT / command[0]), *command[1:]] if command[0].startswith("jobs/") else command
-        mine = self.environment | {"RAY_ADDRESS": self.address, _CLUSTER: self.folder, NODE: "driver"} | environment
+        mine = self.environment | {_CLUSTER: self.folder, NODE: "driver"} | environment
         self._jobs.append(Job(whole, log=cwd / log, cwd=cwd, environment=mine))
         return self._jobs[-1]
 
@@ -284,12 +288,15 @@ class Nodes:
         _end(lambda: pids_with(**{_CLUSTER: self.folder}))
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _wait_for(self, node: Node) -> None:
-        def is_there() -> bool:
-            assert node._job.is_running, f"{node.name} has ended:\n{node.log}"
-            return node.name in self.alive
-
-        wait_until(is_there, lambda: f"{node.name} does not come up:\n{node.log}")
+    def _started(self, name: str, flags: Sequence[str], environment: Mapping[str, str]) -> Node:
+        """A node when it is there. Ray gives it half a minute, which may be too little where others keep the machine busy."""
+        for _ in range(3):
+            node = Node(self.folder, name, flags, environment)
+            wait_until(lambda node=node: not node.is_up or name in self.alive, lambda node=node: node.log)
+            if node.is_up:
+                return node
+            node.kill()
+        raise AssertionError(f"{name} does not come up:\n{node.log}")
 
     def _autoscaling_config(self, types: Mapping[str, Mapping[str, Any]]) -> str:
         """A file in which Ray's fake provider, whose nodes are processes of this machine, reads what nodes there may be."""
