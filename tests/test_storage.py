@@ -1,3 +1,4 @@
+import ast
 import errno
 import math
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.nodes import Proxy
+from tests.nodes import ROOT, Proxy, free_port
 from vbd import storage
 from vbd.errors import InputError, StoreError, UnreachableError
 
@@ -194,6 +195,47 @@ def test_a_password_in_a_location_is_refused_and_not_repeated() -> None:
 # ----------------------------------------------------------------------------------------------------------- object stores
 
 
+@pytest.fixture(scope="module")
+def google_bucket() -> Iterator[str]:
+    """An empty bucket, `gs://...`, on a server of this process that speaks as Google Cloud Storage."""
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="vbd-tests")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://127.0.0.1:{port}")
+        yield "gs://anonymous@vbd-tests"
+    server.stop()
+
+
+def test_google_cloud_storage_holds_files_and_folders(google_bucket: str, tmp_path: Path) -> None:
+    storage.write_json(f"{google_bucket}/data/a.json", {"a": 1})
+    storage.write_bytes(f"{google_bucket}/data/below/b", b"12")
+    assert storage.read_json(f"{google_bucket}/data/a.json") == {"a": 1}
+    assert storage.exists(f"{google_bucket}/data/below/b")
+    assert not storage.exists(f"{google_bucket}/data/c")
+    with pytest.raises(InputError, match="data/c: no such file"):
+        storage.read_bytes(f"{google_bucket}/data/c")
+    table = pa.table({"a": [1, 2]})
+    storage.write_table(f"{google_bucket}/data/t.parquet", table)
+    assert storage.read_table(f"{google_bucket}/data/t.parquet").equals(table)
+    storage.move_file(f"{google_bucket}/data/t.parquet", f"{google_bucket}/data/below/t.parquet")
+    listed = storage.list_files(f"{google_bucket}/data", recursive=True)
+    assert sorted(listed) == ["a.json", "below/b", "below/t.parquet"]
+    assert listed["below/b"].size == 2
+    storage.copy_folder(f"{google_bucket}/data", str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "below" / "b").read_bytes() == b"12"
+    storage.copy_folder(str(tmp_path / "copy"), f"{google_bucket}/again")
+    assert storage.list_names(f"{google_bucket}/again") == ["a.json", "below"]
+    assert storage.exists(f"{google_bucket}/again/below")
+    assert storage.is_folder(f"{google_bucket}/again/below")
+    storage.delete_file(f"{google_bucket}/again/a.json")
+    storage.delete_file(f"{google_bucket}/again/a.json")
+    storage.delete_folder(f"{google_bucket}/data")
+    assert storage.list_files(f"{google_bucket}/data", recursive=True) == {}
+
+
 @pytest.fixture
 def proxy(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """On the way to the store, for what this process opens meanwhile."""
@@ -272,3 +314,54 @@ def test_a_store_that_says_no_is_not_asked_again(s3_bucket: str) -> None:
     with pytest.raises(StoreError, match="NO_SUCH_BUCKET") as caught:
         storage.write_bytes("s3://no-such-bucket/file", b"1")
     assert not isinstance(caught.value, UnreachableError)
+
+
+# ------------------------------------------------------------------------------------------------------------ the one place
+
+# What else may open files by itself: never at a location that a user names, where a store or a full disk would be met.
+_OPENS_BY_ITSELF = {
+    "training/checkpoint.py": "a checkpoint is made in a folder of this machine, from where it is copied",
+    "training/memory.py": "reads /proc",
+    "data/dataset_cache.py": "the cache of this machine",
+    "cluster.py": "the file in which Ray's head keeps what its autoscaler may start",
+    "cli.py": "throws away what nobody reads any more",
+}
+_OF_PATHS = {"read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "unlink", "touch", "iterdir"}
+_OF_MODULES = {
+    "os": {"open", "replace", "rename", "remove", "makedirs", "mkdir", "listdir", "scandir", "walk"},
+    "shutil": {"copy", "copy2", "copyfile", "copytree", "move", "rmtree"},
+    **{name: {"open"} for name in ("io", "gzip", "zipfile", "tarfile")},
+    **{"torch": {"save"}, "cv2": {"imread", "imwrite"}, "pd": {"read_csv", "read_parquet", "read_json"}},
+    **{"pq": {"read_table", "write_table", "ParquetFile"}},
+}
+
+
+def _opens(tree: ast.AST) -> Iterator[str]:
+    """What in a file opens, makes or removes files without `storage`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names) if any(each.name == "pyarrow.fs" for each in names):
+                yield "pyarrow.fs"
+            case ast.ImportFrom("pyarrow.fs") | ast.ImportFrom("pyarrow", [ast.alias("fs")]):
+                yield "pyarrow.fs"
+            case ast.Call(ast.Name("open")):
+                yield "open"
+            case ast.Call(ast.Attribute(ast.Name(owner), name)):
+                if name in _OF_MODULES.get(owner, _OF_PATHS if owner != "storage" else ()):
+                    yield f"{owner}.{name}"
+            case ast.Call(ast.Attribute(_, name)) if name in _OF_PATHS:
+                yield name
+
+
+def test_nothing_else_opens_places() -> None:
+    files = [path for folder in ("vbd", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = {
+        str(path.relative_to(ROOT / "vbd" if "vbd" in path.relative_to(ROOT).parts else ROOT)): opened
+        for path in files
+        if path.name != "storage.py" and (opened := sorted(set(_opens(ast.parse(path.read_text())))))
+    }
+    assert {name: opened for name, opened in found.items() if name not in _OPENS_BY_ITSELF} == {}
+    assert set(_OPENS_BY_ITSELF) <= set(found)  # a reason that is none any more goes
+    assert sorted(_opens(ast.parse("from pyarrow import fs\nopen(x)\nPath(y).write_text(z)\nos.replace(x, y)"))) == [
+        *("open", "os.replace", "pyarrow.fs", "write_text")
+    ]

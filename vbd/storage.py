@@ -40,8 +40,9 @@ _PASSING = re.compile(
     "UNAVAILABLE|DEADLINE_EXCEEDED|timed out",
     re.IGNORECASE,
 )
-# A file is sent when it is whole: one request instead of three where it is below ten megabytes.
-_S3_OPTIONS = "allow_delayed_open=true"
+# S3: a file is sent when it is whole, in one request instead of three where it is below ten megabytes. Google Cloud Storage:
+# its client tries again for a quarter of an hour, and says nothing meanwhile; ours says so.
+_OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=10"}
 _SECONDS_BETWEEN_LINES = 5.0
 _LEFTOVER = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 # A file is written in seconds, a folder copied in minutes.
@@ -81,15 +82,16 @@ def filesystem(location: str) -> "tuple[FileSystem, str]":
         return fs.LocalFileSystem(), absolute(location)
     scheme, _, rest = location.partition("://")
     store, slash, path = rest.partition("/")
-    if "@" in store:
+    user, _, _ = store.rpartition("@")
+    if user and (scheme, user) != ("gs", "anonymous"):  # which is how a public bucket is called
         raise InputError(
             f"{scheme}://...@{store.rpartition('@')[2]}{slash}{path}: holds a user or password, which would show in logs and "
             "on disk; leave it out and set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
     try:
         if "?" in location:
-            return fs.FileSystem.from_uri(location + ("&" + _S3_OPTIONS if scheme == "s3" else ""))
-        files, root = _open_store(f"{scheme}://{store}" + ("?" + _S3_OPTIONS if scheme == "s3" else ""))
+            return fs.FileSystem.from_uri(location)
+        files, root = _open_store(f"{scheme}://{store}?{_OPTIONS.get(scheme, '')}".rstrip("?"))
     except OSError as error:
         raise _fault(f"{location}: cannot open this store", error) from error
     except ValueError as error:
@@ -165,6 +167,10 @@ def list_files(location: str, *, recursive: bool = False) -> dict[str, FileFacts
 
 def list_names(location: str) -> list[str]:
     """Names of what lies directly in a folder, sorted; empty when there is no such folder."""
+    if location.startswith(
+        "gs://"
+    ):  # pyarrow's listing of it leaves out the folders that nobody has made by themselves
+        return sorted({name.partition("/")[0] for name in list_files(location, recursive=True)})
     return sorted(info.base_name for info in _listing(location, recursive=False))
 
 
@@ -334,6 +340,9 @@ def copy_folder(source: str, target: str) -> None:
     with _faults_told(target):
         try:
             target_files.create_dir(written, recursive=True)
+            if written != target_path:  # Google's store knows no folders, so that copying would make none
+                for name in list_files(source, recursive=True):
+                    Path(written, name).parent.mkdir(parents=True, exist_ok=True)
             fs.copy_files(source_path, written, source_filesystem=source_files, destination_filesystem=target_files)
             if written != target_path:
                 delete_folder(target)
@@ -342,6 +351,18 @@ def copy_folder(source: str, target: str) -> None:
             if written != target_path:
                 shutil.rmtree(written, ignore_errors=True)
             raise
+
+
+@_waited_for
+def is_folder(location: str) -> bool:
+    """Whether there is a folder at a location."""
+    from pyarrow.fs import FileType
+
+    files, path = filesystem(location)
+    try:
+        return files.get_file_info(path).type == FileType.Directory
+    except OSError as error:
+        raise _fault(f"{location}: cannot be looked up", error) from error
 
 
 @_waited_for

@@ -82,12 +82,9 @@ def load_file(detector: nn.Module, location: str) -> FirstWeights:
 
 
 def _file_of(location: str) -> str:
-    from pyarrow.fs import FileType
-
     if storage.exists(storage.join(location, "model.pt")):
         return storage.join(location, "model.pt")
-    files, path = storage.filesystem(location)
-    if files.get_file_info(path).type == FileType.Directory:
+    if storage.is_folder(location):
         raise InputError(f"weights {location}: no model.pt in this folder; give a checkpoint's folder or a file")
     return location
 
