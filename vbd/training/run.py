@@ -93,6 +93,7 @@ def _trained(plan: TrainingPlan, member: str, fold: int, dataset: PreparedDatase
 def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs: str, name: str) -> "Result":
     """One Ray Train run, which goes on with what its folder holds."""
     import ray.train
+    from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train.torch import TorchTrainer
 
     from vbd.training.run_worker import train_worker
@@ -122,13 +123,21 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say more; Ray's files keep all
         ),
     )
-    try:
-        return trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            if cause := input_error_within(failure):
-                raise cause from error
-        raise
+    for attempt in range(1 + _MAX_FAILURES):
+        try:
+            return trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if cause := input_error_within(failure):
+                    raise cause from error
+            raise
+        except (RayActorError, OutOfMemoryError):
+            # Ray's controller of the run, a process beside this one, which Ray starts once.
+            if attempt == _MAX_FAILURES:
+                raise
+            print(f"{name}: the process that watches over its workers died; tried again", flush=True)
+            _make_ready(storage.join(runs, name))
+    raise AssertionError("unreachable")
 
 
 def _make_ready(run: str) -> None:

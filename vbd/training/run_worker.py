@@ -16,7 +16,7 @@ from vbd.cluster import on_host
 from vbd.config import RunOptions, train_config_from
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
-from vbd.errors import InputError, StoreError
+from vbd.errors import InputError, StoreError, UnreachableError
 from vbd.records import Batch, Detections
 from vbd.training.best import keep_if_best
 from vbd.training.checkpoint import read_info, whole_checkpoints
@@ -36,13 +36,18 @@ def train_worker(task: dict[str, Any]) -> str:
 
     Returns why the run could not go on, or "".
     """
-    with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
-        return attempt(
-            task,
-            task["run"],
-            resume_from=lambda: _earlier(task["run"], Path(parent) / "resume"),
-            report=_reporter(task["run"]),
-        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
+            return attempt(
+                task,
+                task["run"],
+                resume_from=lambda: _earlier(task["run"], Path(parent) / "resume"),
+                report=_reporter(task["run"]),
+            )
+    except UnreachableError as error:
+        if get_context().get_world_size() == 1:
+            return str(error)  # it was waited for: no further attempt is to wait once more
+        raise
 
 
 def attempt(
@@ -136,7 +141,12 @@ def _reporter(run: str) -> Report:
             ray.train.report(metrics | workers)
             return
         keep_if_best(run, folder, metrics)
-        ray.train.report(metrics | workers, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+        storage.exists(run)  # waits where the store does not answer, which Ray's upload would not
+        try:
+            ray.train.report(metrics | workers, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+        except OSError as error:
+            what = str(error).splitlines()[0]
+            raise StoreError(f"{run}: a checkpoint cannot be written ({what}); choose another --output") from error
 
     return report
 
