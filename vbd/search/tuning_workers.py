@@ -53,7 +53,7 @@ def train_on_workers(
             storage_path=storage.join(run, "tune"),
             callbacks=[TuneReportCallback()],
             failure_config=ray.train.FailureConfig(max_failures=attempts),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # or each worker that is lost leaves a traceback
         ),
     )
     try:

@@ -120,7 +120,8 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
             storage_path=runs,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES + halvings),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=plan.keep),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # our own lines say more; Ray's files keep all
+            # Our own lines say more, and without the traceback of each worker that is lost; Ray's files keep all.
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
     for attempt in range(1 + _MAX_FAILURES):
