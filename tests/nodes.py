@@ -66,7 +66,10 @@ class Job:
 
     @property
     def tracebacks(self) -> list[str]:
-        """What each traceback in its output ends with, but for the exit of a worker that Ray ended amidst some callback."""
+        """What each traceback in its output ends with, but for those of Ray's own that are no faults.
+
+        These are the exit of a worker that Ray ended amidst some callback, and a helper of Ray that was slow to answer.
+        """
         by_writer: dict[str, list[str]] = {}
         for line in re.sub(r"\x1b\[\d+m", "", self.output).splitlines():
             parts = re.match(r"(\(\S+ pid=\d+[^)]*\) )?(.*)", line)
@@ -78,7 +81,7 @@ class Job:
             for place, line in enumerate(lines)
             if line.startswith("Traceback")
         ]
-        return [end for end in ends if not end.startswith("SystemExit: ")]
+        return [end for end in ends if not end.startswith(("SystemExit: ", "ray.exceptions.GetTimeoutError: "))]
 
     @property
     def is_running(self) -> bool:
@@ -263,6 +266,7 @@ class Nodes:
             *(f"--address={self.address}", f"--num-cpus={cpus:g}", f"--num-gpus={gpus:g}"),
             *(f"--resources={json.dumps(dict(resources or {}))}", f"--object-store-memory={object_store_memory}"),
             *("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"),
+            "--include-log-monitor=False",  # logs of all lie in one folder, which the head's reads: lines would come twice
         ]
         if labels:
             flags.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
