@@ -262,15 +262,18 @@ class Nodes:
         object_store_memory: int = 100_000_000,
     ) -> Node:
         """One more node, `node-<number>`, when it is there; GPUs are only a number."""
+        name = f"node-{len(self.nodes)}"
+        (Path(self.folder) / name).mkdir(exist_ok=True)
         flags = [
+            # A disk of its own: Ray unpacks the code of a job there, and another node would remove it from a common one.
+            f"--temp-dir={self.folder}/{name}",
             *(f"--address={self.address}", f"--num-cpus={cpus:g}", f"--num-gpus={gpus:g}"),
             *(f"--resources={json.dumps(dict(resources or {}))}", f"--object-store-memory={object_store_memory}"),
             *("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"),
-            "--include-log-monitor=False",  # logs of all lie in one folder, which the head's reads: lines would come twice
         ]
         if labels:
             flags.append("--labels=" + ",".join(f"{name}={value}" for name, value in labels.items()))
-        self.nodes.append(self._started(f"node-{len(self.nodes)}", flags, self.environment))
+        self.nodes.append(self._started(name, flags, self.environment))
         return self.nodes[-1]
 
     def wait_until_lost(self, node: Node) -> None:
