@@ -43,6 +43,8 @@ def test_a_submitted_job_streams_its_log_and_shows_in_the_dashboard(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "72/72 images" in done.stdout
     assert "(synthetic)" in done.stdout
+    assert '"exit": 0' in done.stdout
+    assert '"prepare_images": 72' in done.stdout
     assert (tmp_path / "out" / "dataset.json").exists()
     job = json.load(urllib.request.urlopen(f"{head[0]}/api/jobs/prepare", timeout=10))
     assert job["status"] == "SUCCEEDED"
@@ -53,6 +55,7 @@ def test_a_mistake_fails_the_job_with_its_one_line(head: tuple[str, dict[str, st
     done = _submit(head, "python", "jobs/prepare.py", "--source", "/nowhere", "--output", "/tmp/x", name="mistake")
     assert done.returncode != 0
     assert "error: /nowhere" in done.stdout
+    assert '"exit": 2, "job": "prepare"' in done.stdout
     assert "Traceback" not in done.stdout
     job = json.load(urllib.request.urlopen(f"{head[0]}/api/jobs/mistake", timeout=10))
     assert job["driver_exit_code"] == 2
@@ -91,6 +94,7 @@ def test_a_search_that_is_stopped_tells_what_it_has_before_it_is_killed(
     trials = read_leaderboard(str(tmp_path / "run")).trials
     assert {trial.status for trial in trials} == {"unfinished"}
     assert any(trial.history for trial in trials)
-    assert (
-        "interrupted; the same command goes on from here" in json.load(urllib.request.urlopen(log, timeout=10))["logs"]
-    )
+    text = json.load(urllib.request.urlopen(log, timeout=10))["logs"]
+    assert "interrupted; the same command goes on from here" in text
+    told = json.loads(text.splitlines()[-1])
+    assert (told["job"], told["exit"], told["trials"]) == ("tune", 143, {"unfinished": len(trials)})

@@ -42,6 +42,7 @@ _RAY_SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_SCHEDULER_EVENTS": "0",  # the autoscaler's, one a second for each trial that waits; `vbd.placement` tells it in brief
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # unreadable in job logs; our own lines say more
     # Relative paths keep meaning what they mean to the user.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

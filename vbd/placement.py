@@ -116,7 +116,10 @@ def what_is_held(least: int, each: Mapping[str, float]) -> str:
 
 @contextmanager
 def told_while_waiting(each: Mapping[str, float], selector: Selector) -> Iterator[None]:
-    """While what is inside runs: a line a minute as long as no node has room for `each`, and what the autoscaler does."""
+    """While what is inside runs: a line a minute as long as no node has room for `each`, and what the autoscaler does.
+
+    Also how many nodes there are when that has changed. Nothing of a cluster of fixed size.
+    """
     ended = threading.Event()
     if look().grows:
         threading.Thread(target=_tell, args=(ended, dict(each), selector), daemon=True).start()
@@ -130,10 +133,18 @@ def _tell(ended: threading.Event, each: dict[str, float], selector: Selector) ->
     import ray
 
     wanted = _listed(each) + "".join(f" on a node labelled {name}={value}" for name, value in selector.items())
+    count = len(look().nodes)
     while not ended.is_set() and ray.is_initialized():
         try:
-            if not look().rooms(each, selector, now=True):
+            cluster = look()
+            if not cluster.rooms(each, selector, now=True):
                 print(f"waiting for {wanted}: no node has that yet; of the autoscaler: {autoscaler_news()}", flush=True)
+            elif len(cluster.nodes) != count:
+                rooms_now = cluster.rooms(each, selector, now=True)
+                print(
+                    f"the cluster has {len(cluster.nodes)} node(s) now: room for {rooms_now:g} x {wanted}", flush=True
+                )
+            count = len(cluster.nodes)
         except Exception as error:  # a connection that ends, or breaks: the job itself will tell
             if not ended.is_set():
                 print(f"waiting for {wanted}; of the autoscaler nothing is known ({type(error).__name__})", flush=True)

@@ -35,7 +35,7 @@ def run_tasks(
                 raise InputError(result["fault"])
             numbers: dict[str, int] = json.loads(result["numbers"])
             sums = {name: sums.get(name, 0) + value for name, value in numbers.items()}
-            tell(**{f"{title}_{name}": value for name, value in sums.items()})
+            tell(**{f"{title.split()[0]}_{name}": value for name, value in sums.items()})
             others = (f"{count} {name}" for name, count in sums.items() if name != "images")
             progress.advance(numbers["images"], note=", ".join(others))
     return sums
