@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import ROOT, Nodes
+from tests.nodes import ROOT, Job, Nodes
 from vbd import placement
 from vbd.cluster import Cluster, Node, NodeType, types_of
 from vbd.config import Device, RunOptions, SearchConfig
@@ -219,29 +219,26 @@ def test_cpu_nodes_decode_and_gpu_nodes_train_and_detect(labelled: Nodes, phanto
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "flags", "told"),
-    [
-        (
-            "",
-            ("--device", "cuda", "--set", "gpus_per_trial=2"),
-            "1 worker(s) of a trial of 2 GPU each: the cluster has 1 GPU",
-        ),
-        ("v.installed = lambda: real() | {'numpy': '1.26.0'}", (), "and the driver has 1.26.0; install on both what"),
-    ],
-    ids=["too many GPUs", "other versions"],
-)
-def test_what_the_nodes_do_not_have_ends_a_job_in_one_line(
-    change: str, flags: tuple[str, ...], told: str, labelled: Nodes, prepared: str, tmp_path: Path
-) -> None:
-    run = f"runpy.run_path('{ROOT}/jobs/tune.py', run_name='__main__')"
-    code = f"import runpy, vbd.versions as v; real = v.installed; {change}\n{run}"
-    small = ("image_size=64", "variant=nano", "batch_size=4", "pretrained=false")
-    more = [f"--set={one}" for one in small]
+def test_a_trial_that_no_node_can_hold_ends_the_job_in_one_line(labelled: Nodes, prepared: str, tmp_path: Path) -> None:
     where = ("--data", prepared, "--storage", str(tmp_path), "--families", "yolox", "--trials", "1", "--steps", "3")
-    job = labelled.start([sys.executable, "-c", code, "search", *where, *more, *flags], cwd=tmp_path)
+    job = labelled.start(["jobs/tune.py", "search", *where, "--set", "gpus_per_trial=2"], cwd=tmp_path)
+    _assert_ended_by(
+        job, "1 worker(s) of a trial of 2 GPU each: the cluster has 1 GPU on 1 node(s) labelled vbd-role=gpu"
+    )
+
+
+@pytest.mark.slow
+def test_so_do_other_versions_on_a_node(labelled: Nodes, phantom: Path, tmp_path: Path) -> None:
+    pretend = "import runpy, vbd.versions as v; real = v.installed; v.installed = lambda: real() | {'numpy': '1.26.0'}"
+    code = f"{pretend}; runpy.run_path('{ROOT}/jobs/prepare.py', run_name='__main__')"
+    flags = ("--source", str(phantom), "--output", "out", "--image-size", "64")
+    job = labelled.start([sys.executable, "-c", code, *flags], cwd=tmp_path)
+    _assert_ended_by(job, "and the driver has 1.26.0; install on both what constraints.txt says")
+
+
+def _assert_ended_by(job: Job, told: str) -> None:
     assert job.end() == 2, job.output
-    assert len(job.errors) == 1
-    assert told in job.errors[0]
+    (error,) = job.errors
+    assert told in error
     assert "Traceback" not in job.output
     assert told in json.loads(job.output.splitlines()[-1])["reason"]
