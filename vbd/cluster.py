@@ -168,9 +168,14 @@ def _config_on_head(gcs_address: str) -> dict[str, Any] | None:
 @functools.cache
 def on_host() -> str:
     """` on <host>` for the lines of a worker in a cluster of several nodes, so that they tell where they come from; else ``."""
+    return f" on {socket.gethostname()}" if is_spread() else ""
+
+
+def is_spread() -> bool:
+    """Whether this process is connected to a cluster of more than one node."""
     import ray
 
-    return f" on {socket.gethostname()}" if ray.is_initialized() and len(ray.nodes()) > 1 else ""
+    return ray.is_initialized() and len(ray.nodes()) > 1
 
 
 # ------------------------------------------------------------------------------------------- what the autoscaler is doing

@@ -20,6 +20,7 @@ from vbd.search.forecast import Devices
 from vbd.search.progress import Plan, SearchProgress, in_brief
 from vbd.search.proposals import Proposal
 from vbd.search.rates import Rate, combination_of
+from vbd.search.trial import trial_id_of
 
 FIFO = SearchConfig(preset="mine", candidates=(), scheduler="fifo")
 RATE = Rate(step=90.0, validation=0.0, start=0.0)  # forty steps take an hour
@@ -85,9 +86,30 @@ def test_a_report_is_a_line_of_what_runs_and_how_it_stands(made: Make, capsys: p
     config = config_of(0, policy="E", strength=0.5, learning_rate=2e-3)
     results(made([config, config_of(1)]), config, report(10, 0.2512))
     assert lines(capsys) == [
-        "0/2 trials | yolox nano E x0.5 lr 0.002 | step 10/40  loss 1.250  map_40_findings 0.2512  71 images/s"
+        f"0/2 trials | {trial_id_of(config)} yolox nano E x0.5 lr 0.002 | "
+        "step 10/40  loss 1.250  map_40_findings 0.2512  71 images/s"
     ]
     assert in_brief(replace(config, policy="A")) == "yolox nano A lr 0.002"
+
+
+def test_on_several_nodes_a_line_tells_the_host_and_leaves_out_what_makes_it_too_long(
+    made: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "is_spread", lambda: True)
+    config, long = config_of(0), config_of(1, detector="faster_rcnn", variant="mobilenet_v3_large_320")
+    progress = made([config, long])
+    results(progress, config, report(10, 0.2) | {"host": "ip-10-0-1-23.ec2.internal"})
+    results(progress, long, report(10, 0.2) | {"host": "ip-10-0-1-23.ec2.internal"})
+    progress.on_trial_recover(0, [], of_tune(long))
+    progress.on_trial_result(0, [], of_tune(config), {"fault": "numpy 1.26.0", "hostname": "other"})
+    short, told, died, fault = lines(capsys)
+    assert short.startswith(f"0/2 trials | {trial_id_of(config)} {in_brief(config)} on ip-10-0-1-23 | step 10/40  ")
+    where = f"0/2 trials | {trial_id_of(long)} faster_rcnn"
+    brief = in_brief(long).removeprefix("faster_rcnn mobilenet_v3_large_320")
+    assert told.startswith(f"{where}{brief} on ip-10-0-1-23 | step 10/40  loss 1.250  ")
+    assert len(told) <= 140
+    assert died.startswith(f"{where} mobilenet_v3_large_320{brief} on ip-10-0-1-23 | its process died; ")
+    assert fault.endswith(" on other | failed: numpy 1.26.0")
 
 
 def test_a_fold_without_findings_has_no_score_to_tell(made: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +136,7 @@ def test_the_end_of_a_trial_tells_the_best_of_each_family_and_what_is_spent_and_
     progress.on_trial_complete(0, [], of_tune(config))
     (line,) = lines(capsys)
     assert line == (
-        f"1/3 trials | {in_brief(config)} | done; best so far: faster_rcnn 0.3000  yolox 0.4000; "
+        f"1/3 trials | {trial_id_of(config)} {in_brief(config)} | done; best so far: faster_rcnn 0.3000  yolox 0.4000; "
         "0.25 of about 1.3 GPU-hours, 0.50 of about 2.50 spent; about 60 min left"
     )
 

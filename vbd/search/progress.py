@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from vbd.cluster import is_spread
 from vbd.config import SearchConfig, TrainConfig, config_hash
 from vbd.errors import StoreError
 from vbd.evaluation.score import SCORE, score_name
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Rows of the live table; on a large cluster the others are counted only.
 _MOST_ROWS = 12
+# In a report's line, beyond which it leaves the variant out: the trial's id tells it.
+_MOST_CHARACTERS = 140
 # With thousands of trials a forecast takes a while: this share of the time at most.
 _SHARE_FORECASTING = 0.02
 
@@ -78,7 +81,7 @@ class SearchProgress(tune.Callback):
         """A trial has come to its next report, or failed."""
         there = self._of(trial)
         if result.get("failed") or result.get("fault"):
-            self._say(there.config, f"failed: {result.get('failed') or result['fault']}")
+            self._say(there, f"failed: {result.get('failed') or result['fault']}", host=result.get("hostname", ""))
             self._told_faults |= {there.trial_id} if result.get("fault") else set()
             return
         history = [*(report for report in there.history if report["step"] < result["step"]), result]
@@ -88,7 +91,7 @@ class SearchProgress(tune.Callback):
             there, status="running", history=history, metrics=result, steps=result["step"], score=best
         )
         if self._live is None:
-            self._say(there.config, _report_in_words(result, there.config))
+            self._say(there, _report_in_words(result, there.config), host=result.get("host", ""), is_report=True)
         self._tell_metrics()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -99,20 +102,20 @@ class SearchProgress(tune.Callback):
         told = {"finished": "done", "waiting": "at the end of its generation"}.get(found.status, found.status)
         told += f" ({found.reason})" if found.reason else ""
         self._tell_metrics()
-        self._say(found.config, f"{told}; {self.standing}")
+        self._say(found, f"{told}; {self.standing}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's process has died; Tune tries again."""
         there = self._of(trial)
         why = "" if there.trial_id in self._told_faults else "its process died; "
         self._told_faults.discard(there.trial_id)
-        self._say(there.config, f"{why}it is tried again from its last checkpoint")
+        self._say(there, f"{why}it is tried again from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's last attempt has failed."""
         found = self._read(trial)
         if found.status == "died":
-            self._say(found.config, found.reason)
+            self._say(found, found.reason)
 
     # ------------------------------------------------------------------------------------------------------ in words
 
@@ -133,11 +136,17 @@ class SearchProgress(tune.Callback):
             told[0] += f", {found.spent * found.price:.2f} of about {found.expected * found.price:.2f} spent"
         return [*told, f"about {in_time(found.seconds_left)} left"] if found.seconds_left > 0 else told
 
-    def _say(self, config: TrainConfig, text: str) -> None:
+    def _say(self, trial: Trial, text: str, *, host: str = "", is_report: bool = False) -> None:
+        """A line about a trial; `host` is that of its process now, by default of its last report."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        line = f"[{minutes:3d}:{seconds:02d}] {self._ended}/{self._plan.total} trials | {in_brief(config)} | {text}"
+        stand = f"[{minutes:3d}:{seconds:02d}] {self._ended}/{self._plan.total} trials"
+        host = (host or (trial.history[-1].get("host", "") if trial.history else "")) if is_spread() else ""
+        on_host = f" on {host.partition('.')[0]}" if host else ""
+        line = f"{stand} | {trial.trial_id} {in_brief(trial.config)}{on_host} | {text}"
+        if is_report and len(line) > _MOST_CHARACTERS:
+            line = f"{stand} | {trial.trial_id} {in_brief(trial.config, variant=False)}{on_host} | {text}"
         if self._live:
-            self._live.console.print(line, markup=False, highlight=False)  # above the table
+            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the table
         else:
             print(line, flush=True)
 
@@ -213,10 +222,11 @@ class SearchProgress(tune.Callback):
         )
 
 
-def in_brief(config: TrainConfig) -> str:
-    """A trial in few words, as in `yolox nano E x0.3 lr 0.002`."""
+def in_brief(config: TrainConfig, *, variant: bool = True) -> str:
+    """A trial in few words, as in `yolox nano E x0.3 lr 0.002`; without the `nano` when it is not to tell the variant."""
     strength = "" if config.policy == "A" else f" x{config.strength:g}"
-    return f"{config.detector} {config.variant} {config.policy}{strength} lr {config.learning_rate:.2g}"
+    model = f"{config.detector} {config.variant}" if variant else config.detector
+    return f"{model} {config.policy}{strength} lr {config.learning_rate:.2g}"
 
 
 def _live(progress: SearchProgress) -> Any:
