@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,27 @@ def test_a_traceback_of_tune_is_left_out_where_a_line_tells_as_much(records: lis
     assert records[-1].exc_info is None
     _fit(Tuner(logged=(controller, "Trial task failed", ValueError("a mistake of ours"))))
     assert records[-1].exc_info is not None
+
+
+class Ends:
+    """Raises where Python can only tell of it."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_an_exit_that_cannot_be_raised_is_not_told_and_all_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda fault: told.append(type(fault.exc_value)))
+    tuning.silence_exits.cache_clear()
+    for _ in range(2):  # a process runs several trials, one after the other
+        tuning.silence_exits()
+    for error in (SystemExit(1), ValueError("a fault"), KeyboardInterrupt()):
+        Ends(error)  # gone at once
+    assert told == [ValueError, KeyboardInterrupt]
 
 
 def test_sigterm_ends_what_is_inside_at_once_and_is_then_for_who_listened_before() -> None:

@@ -1,6 +1,7 @@
 """Between Ray Tune and what decides: Tune asks us for trials, and runs each as a plain function on one device."""
 
 import dataclasses
+import functools
 import logging
 import math
 import socket
@@ -164,7 +165,7 @@ def run_trial(
     With `workers` this process computes nothing: they train it together.
     """
     logging.getLogger("ray.train._internal.storage").setLevel(logging.WARNING)  # a line for every checkpoint
-    sys.unraisablehook = _tell_what_is_no_exit
+    silence_exits()
     try:
         check_versions()
         _run_trial(drawn, location, run, options, workers)
@@ -173,10 +174,19 @@ def run_trial(
         raise
 
 
-def _tell_what_is_no_exit(fault: "sys.UnraisableHookArgs") -> None:
-    """Ray ends a worker by an exception that its handler of SIGTERM raises wherever the process happens to be."""
-    if not isinstance(fault.exc_value, SystemExit):
-        sys.__unraisablehook__(fault)
+@functools.cache
+def silence_exits() -> None:
+    """From now on an exit that Python cannot raise is not told, once for a process that runs trial after trial.
+
+    Ray ends a worker by an exception that its handler of SIGTERM raises wherever the process happens to be.
+    """
+    former = sys.unraisablehook
+
+    def tell(fault: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(fault.exc_value, SystemExit):
+            former(fault)
+
+    sys.unraisablehook = tell
 
 
 def _run_trial(drawn: dict[str, Any], location: str, run: str, options: RunOptions, workers: Workers | None) -> None:
