@@ -12,9 +12,9 @@ from vbd.config import RunOptions, TrainConfig
 from vbd.data import dataset_ray, prepare_tasks
 from vbd.ensemble import predict_stages
 from vbd.errors import InputError
-from vbd.search import tuning
+from vbd.search import calibrate, tuning
 from vbd.training import run_worker
-from vbd.versions import check_versions, compare, installed
+from vbd.versions import VersionsError, check_versions, compare, installed
 
 WITH_OLD_NUMPY = installed() | {"numpy": "1.26.0"}
 
@@ -78,6 +78,14 @@ def test_a_trial_tells_it_to_the_search(other_driver: None, monkeypatch: pytest.
     with pytest.raises(InputError, match=r"the driver has 1\.26\.0"):
         tuning.run_trial({}, location="/nowhere", run="/nowhere", options=RunOptions())
     assert "the driver has 1.26.0" in str(reports[0]["fault"])
+
+
+def test_so_does_what_measures_before_the_first_trial(other_driver: None) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("measured")
+
+    with pytest.raises(VersionsError, match=r"the driver has 1\.26\.0"):
+        calibrate._Bench(never).measure(TrainConfig(), "/nowhere", RunOptions(), workers=1)  # type: ignore[arg-type]
 
 
 def test_a_worker_of_ray_train_raises_it(other_driver: None) -> None:

@@ -16,6 +16,10 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "timm", "effdet", "pixe
 VARIABLE = "VBD_DRIVER_VERSIONS"
 
 
+class VersionsError(InputError):
+    """A node has other libraries than the driver."""
+
+
 def installed() -> dict[str, str]:
     """The version of each package here, "" where it is missing; nothing is imported."""
     found = {"vbd": vbd.__version__}
@@ -29,7 +33,7 @@ def installed() -> dict[str, str]:
 
 @functools.cache
 def check_versions() -> None:
-    """Raises InputError when this node has another version of a package than the driver that `vbd.cli.connect` ran in.
+    """Raises VersionsError when this node has another version of a package than the driver that `vbd.cli.connect` ran in.
 
     For the entry points of workers; a process does it once.
     """
@@ -38,11 +42,11 @@ def check_versions() -> None:
 
 
 def compare(driver: Mapping[str, str], here: Mapping[str, str], *, node: str) -> None:
-    """Raises InputError that names the first package whose version on `node` is not the driver's."""
+    """Raises VersionsError that names the first package whose version on `node` is not the driver's."""
     for name, wanted in driver.items():
         version = here.get(name, "")
         if version != wanted:
-            raise InputError(
+            raise VersionsError(
                 f"node {node}: {name} {version or 'is missing'}, and the driver has {wanted or 'none'}; install on both what "
                 "constraints.txt says"
             )

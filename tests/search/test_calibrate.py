@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.search.histories import reports, trial_of
+from vbd.cluster import Cluster, Node, NodeType
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError
-from vbd.search.calibrate import calibrate, close_forecast, devices_of, measure, prepare_forecast
-from vbd.search.forecast import read_record
+from vbd.search.calibrate import calibrate, close_forecast, devices_at_most, devices_of, measure, prepare_forecast
+from vbd.search.forecast import Devices, read_record
 from vbd.search.rates import Rate, combination_of
 from vbd.training.loop import TrainingRun
+from vbd.versions import VersionsError
 
 CPU = RunOptions(device="cpu")
 ONE_CPU = {"cpu": 1.0, "gpu": 0.0}
@@ -95,6 +97,17 @@ def test_what_fails_or_dies_has_no_rate_but_a_reason(ray_session: None) -> None:
     }
 
 
+def on_another_node(config: TrainConfig, location: str, options: RunOptions, *, workers: int) -> Rate:
+    """Stands for a measurement where the libraries are others."""
+    raise VersionsError("node a: numpy 1.26.0, and the driver has 2.5.0")
+
+
+def test_a_node_with_other_libraries_ends_the_search_before_any_trial(ray_session: None) -> None:
+    with pytest.raises(InputError, match=r"^node a: numpy 1\.26\.0, and the driver has 2\.5\.0$"):
+        calibrate([TINY], "", CPU, ONE_CPU, measured_by=on_another_node)
+    assert calibrate([TINY], "", CPU, {"cpu": 2.0}, measured_by=quick)  # nothing is held any more
+
+
 def test_what_takes_too_long_is_given_up(ray_session: None) -> None:
     slow = replace(TINY, variant="l")
     found = calibrate([slow], "", CPU, ONE_CPU, measured_by=quick, patience_seconds=1)
@@ -113,6 +126,53 @@ def test_devices_are_what_trials_ask_for(ray_session: None) -> None:
     assert (cpus.kind, cpus.count, cpus.per_trial) == ("CPU", 2, 1)
     gpus = devices_of({"cpu": 1.0, "gpu": 0.5}, workers=4)
     assert (gpus.kind, gpus.count, gpus.per_trial) == ("GPU", 2, 2)  # none yet, but one trial will have its two
+
+
+HEAD = Node({"node:__internal_head__": 1}, {"vbd-role": "head"})
+CPU_NODE = Node({"CPU": 4}, {"vbd-role": "cpu"}, "cpu_spot")
+GPU_TYPE = NodeType("gpu_spot", {"CPU": 8, "GPU": 1}, {"vbd-role": "gpu"}, most=8)
+GROWING = Cluster((HEAD, CPU_NODE), (GPU_TYPE,), most_workers=9)
+ONE_GPU = {"cpu": 1.0, "gpu": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "resources", "workers", "trials", "wanted"),
+    [
+        (GROWING, ONE_GPU, 1, 24, Devices("GPU", 8, 1, grows=True)),
+        (GROWING, ONE_GPU, 1, 3, Devices("GPU", 3, 1, grows=True)),  # for which it grows no further
+        (GROWING, ONE_GPU, 3, 24, Devices("GPU", 6, 3, grows=True)),  # two more would be idle
+        (GROWING, {"cpu": 4.0, "gpu": 0.5}, 1, 24, Devices("GPU", 8, 0.5, grows=True)),
+        (GROWING, {"cpu": 8.0, "gpu": 0.5}, 1, 24, Devices("GPU", 4, 0.5, grows=True)),  # each has cores for one
+        (GROWING, ONE_GPU, 1, 1, Devices("GPU", 1, 1)),
+        (GROWING, ONE_CPU, 1, 24, Devices("CPU", 4, 1)),  # those of the GPU machines are not for it
+        (Cluster((HEAD,), is_open=True), ONE_GPU, 1, 24, Devices("GPU", 24, 1, grows=True)),
+        (Cluster((HEAD, CPU_NODE)), ONE_CPU, 1, 24, Devices("CPU", 4, 1)),
+    ],
+)
+def test_of_a_cluster_that_grows_the_forecast_counts_what_may_come_and_has_trials_to_run(
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster,
+    resources: dict[str, float],
+    workers: int,
+    trials: int,
+    wanted: Devices,
+) -> None:
+    for module in ("vbd.placement", "vbd.search.calibrate"):
+        monkeypatch.setattr(f"{module}.look", lambda: cluster)
+    assert devices_at_most(resources, workers=workers, trials=trials) == wanted
+    there = devices_of(resources, workers=workers)
+    assert (there.count, there.grows) == (4 if resources == ONE_CPU else workers * resources["gpu"], False)
+
+
+def test_the_forecast_before_the_start_tells_what_the_cluster_may_grow_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("vbd.placement", "vbd.search.calibrate"):
+        monkeypatch.setattr(f"{module}.look", lambda: GROWING)
+    monkeypatch.setattr("vbd.search.calibrate.calibrate", lambda *_, **__: {combination_of(TINY): Rate(1, 0, 0)})
+    configs = [replace(TINY, seed=seed) for seed in range(4)]
+    prepare_forecast(str(tmp_path), SEARCH, configs, [], location="", options=RunOptions(), resources=ONE_GPU)
+    assert capsys.readouterr().out == "forecast: 4 trials take about 0.044 GPU-hours, 40 s with up to 4 GPU(s)\n"
 
 
 def test_a_search_is_measured_and_forecast_once_and_compared_at_the_end(

@@ -200,6 +200,14 @@ def test_the_forecast_in_words_when_nobody_is_stopped() -> None:
     assert describe(found) == "forecast: 2 trials take about 8 CPU-hours, 4 h 0 min with 2 CPU(s); it costs about 4.00"
 
 
+def test_on_a_cluster_that_grows_the_time_is_told_as_that_with_all_that_may_come() -> None:
+    eight = Devices("GPU", 8, 1, grows=True)
+    found = forecast(configs(8), [], {combination_of(BASE): Rate(360.0, 0, 0)}, search=FIFO, devices=eight)
+    assert describe(found) == "forecast: 8 trials take about 32 GPU-hours, 4 h 0 min with up to 8 GPU(s)"
+    # Nobody knows for how long how many of them were there.
+    assert math.isnan(actual([trial_of(BASE, *reports(BASE, 40))], devices=eight).busy_share)
+
+
 def test_the_forecast_says_what_is_estimated_and_what_failed() -> None:
     large = replace(BASE, image_size=256)
     rates = RATES | {combination_of(large): no_rate("out of memory")}
@@ -275,7 +283,8 @@ def test_the_comparison_in_words() -> None:
 def test_the_record_comes_back_from_the_run_folder(tmp_path: Path) -> None:
     assert read_record(str(tmp_path)) is None
     rates = RATES | {Combination("fcos", "resnet18", 128, 8): Rate(1, 2, 3, source="trials")}
-    before = forecast(configs(3), [], rates, search=HALVING, devices=TWO_CPUS, price=1.5)
+    two = replace(TWO_CPUS, grows=True)
+    before = forecast(configs(3), [], rates, search=HALVING, devices=two, price=1.5)
     for record in (Record(before, rates), Record(before, rates, Actual(1.0, 20.0, 0.5, 1.5))):
         write_record(str(tmp_path), record)
         assert read_record(str(tmp_path)) == record

@@ -31,11 +31,12 @@ def cost(run: str, trials: Sequence[Trial], *, is_over: bool) -> list[Section]:
 
 def _told(before: Forecast, *, is_over: bool) -> str:
     devices = before.devices
+    count = f"{'up to ' if devices.grows else ''}{devices.count:g} {devices.kind}{'' if devices.count == 1 else 's'}"
     early = " It expects that some trials are stopped early." if before.at_most > before.expected else ""
     end = "" if is_over else " The search is not over: taken is what its trials have reported so far."
     return (
-        f"The forecast was made for {devices.count:g} {devices.kind}{'' if devices.count == 1 else 's'}, "
-        f"{devices.per_trial:g} for each trial, from the speed of each kind of trial, of which {before.measured} of "
+        f"The forecast was made for {count}, {devices.per_trial:g} for each trial, "
+        f"from the speed of each kind of trial, of which {before.measured} of "
         f"{before.combinations} were measured.{early}{end}"
     )
 

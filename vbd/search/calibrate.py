@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import ray
 
+from vbd.cluster import look
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
-from vbd.placement import remote_args, selector_for
+from vbd.placement import Selector, remote_args, rooms, selector_for
 from vbd.records import Trial
 from vbd.search.forecast import Devices, Record, actual, compare, describe, forecast, read_record, write_record
 from vbd.search.rates import Combination, Rate, combination_of, no_rate, to_measure
 from vbd.training.loop import Ranks, TrainingRun
 from vbd.training.validation import detect
+from vbd.versions import VersionsError, check_versions
 
 _AT_MOST = 12  # combinations; the others are estimated from them
 _STEPS, _LOOKS = 8, 3  # at most, of training and of validation batches
@@ -48,7 +50,7 @@ def prepare_forecast(
     if record is None or renew:
         rates = dict(record.rates) if record else {}
         rates |= calibrate(configs, location, options, resources, known=rates, workers=search.workers_per_trial)
-        devices = devices_of(resources, workers=search.workers_per_trial)
+        devices = devices_at_most(resources, workers=search.workers_per_trial, trials=len(configs))
         before = forecast(configs, trials, rates, search=search, devices=devices, price=price)
         record = Record(before, rates)
         write_record(run, record)
@@ -69,7 +71,21 @@ def devices_of(resources: Mapping[str, float], *, workers: int = 1) -> Devices:
     """GPUs where trials ask for some, else CPUs; at least enough for one trial, of a cluster that has yet to grow."""
     kind = "GPU" if resources.get("gpu") else "CPU"
     per_trial = resources[kind.lower()] * workers
-    return Devices(kind, max(ray.cluster_resources().get(kind, 0.0), per_trial), per_trial)
+    return Devices(kind, max(look().total(kind, _selector(resources), now=True), per_trial), per_trial)
+
+
+def devices_at_most(resources: Mapping[str, float], *, workers: int = 1, trials: int) -> Devices:
+    """Those that so many trials may come to run on: of a cluster that grows, as many as it may have and they have use for."""
+    there = devices_of(resources, workers=workers)
+    each = {name.upper(): amount for name, amount in resources.items()}
+    slots = int(min(rooms(each, _selector(resources)) / workers, trials))
+    may_be = slots * there.per_trial
+    return replace(there, count=may_be, grows=True) if look().grows and may_be > there.count else there
+
+
+def _selector(resources: Mapping[str, float]) -> Selector:
+    """The labels of the nodes that a trial's workers belong on."""
+    return selector_for("training", gpu=bool(resources.get("gpu")))
 
 
 def calibrate(
@@ -85,7 +101,8 @@ def calibrate(
 ) -> dict[Combination, Rate]:
     """The rates of some combinations of the configs that are not `known`; one that fails has none, but says why.
 
-    Each is measured by a Ray actor that holds what a worker of a trial holds, as many at a time as there is room for.
+    Each is measured by a Ray actor that holds what a worker of a trial holds, as many at a time as there is room for. Raises
+    InputError when the node of one has other libraries than the driver: trials would end there too.
     """
     first = {combination_of(config): config for config in reversed(configs)}
     chosen = to_measure([one for one in first if one not in (known or {})], at_most=_AT_MOST)
@@ -93,7 +110,7 @@ def calibrate(
         return {}
     print(f"measuring how fast {len(chosen)} of {len(first)} combinations train here, for some steps each", flush=True)
     # Actors, not tasks: one that hangs can be killed, and its devices are free at once.
-    where = remote_args(selector_for("training", gpu=bool(resources.get("gpu"))))
+    where = remote_args(_selector(resources))
     bench = ray.remote(_Bench).options(num_cpus=resources.get("cpu", 1), num_gpus=resources.get("gpu", 0), **where)
     benches = {one: bench.remote(measured_by or measure) for one in chosen}
     pending = {benches[one].measure.remote(first[one], location, options, workers=workers): one for one in chosen}
@@ -111,6 +128,7 @@ class _Bench:
         self._measured_by = measured_by
 
     def measure(self, config: TrainConfig, location: str, options: RunOptions, *, workers: int) -> Rate:
+        check_versions()
         return self._measured_by(config, location, options, workers=workers)
 
 
@@ -134,6 +152,8 @@ def _rate(done: Any) -> Rate:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, VersionsError):
+            raise error.cause from None
         return no_rate((str(error.cause).splitlines() or [type(error.cause).__name__])[0])
     except ray.exceptions.OutOfMemoryError:
         return no_rate("out of memory: its process was ended when the machine had none left")
@@ -168,13 +188,13 @@ def measure(config: TrainConfig, location: str, options: RunOptions, *, workers:
 def _seconds_per_image(run: TrainingRun) -> float:
     """Of validating some batches; the first counts only where there is no other."""
     order = np.arange(min(len(run.validation), (1 + _LOOKS) * run.micro_batch))
-    looks = [order[first : first + run.micro_batch] for first in range(0, len(order), run.micro_batch)]
+    shares = [order[first : first + run.micro_batch] for first in range(0, len(order), run.micro_batch)]
     took: list[float] = []
-    for look in looks:
+    for share in shares:
         began = time.monotonic()
-        detect(run.best_model, run.validation, look, batch_size=run.micro_batch, device=run.device, config=run.config)
+        detect(run.best_model, run.validation, share, batch_size=run.micro_batch, device=run.device, config=run.config)
         took.append(time.monotonic() - began)
         if len(took) > 1 and sum(took[1:]) > _SECONDS:
             break
     counted = slice(min(1, len(took) - 1), len(took))
-    return sum(took[counted]) / sum(map(len, looks[counted]))
+    return sum(took[counted]) / sum(map(len, shares[counted]))

@@ -30,11 +30,12 @@ _OPEN = ("running", "waiting", "died", "unfinished")  # states of a trial that h
 
 @dataclass(frozen=True)
 class Devices:
-    """What trials run on: a trial holds `per_trial` of the `count` devices of the cluster."""
+    """What trials run on: a trial holds `per_trial` of the `count` devices of the cluster, which may yet have to come."""
 
     kind: str  # GPU or CPU
     count: float
     per_trial: float
+    grows: bool = False  # whether `count` is what the cluster may grow to
 
     @property
     def slots(self) -> int:
@@ -74,7 +75,7 @@ class Actual:
 
     device_hours: float
     seconds: float  # in which at least one trial ran
-    busy_share: float  # of the devices in that time; NaN when nothing ran
+    busy_share: float  # of the devices in that time; NaN when nothing ran, or the cluster grew
     price: float | None = None
 
 
@@ -223,7 +224,7 @@ def actual(trials: Sequence[Trial], *, devices: Devices, price: float | None = N
         together += max(0.0, end - max(begin, until))
         until = max(until, end)
     hours = devices.hours(sum(map(occupied_seconds, trials)))
-    capacity = devices.count * together / 3600
+    capacity = 0.0 if devices.grows else devices.count * together / 3600
     return Actual(hours, together, min(1.0, hours / capacity) if capacity else math.nan, price)
 
 
@@ -239,7 +240,8 @@ def describe(found: Forecast) -> str:
         devices = found.devices
         lines = [
             f"forecast: {found.trials} trials take about {in_hours(found.expected)} {devices.kind}-hours{most}, "
-            f"{in_time(found.seconds_left)} with {devices.count:g} {devices.kind}(s)" + _money_told(found)
+            f"{in_time(found.seconds_left)} with {'up to ' if devices.grows else ''}{devices.count:g} {devices.kind}(s)"
+            + _money_told(found)
         ]
     estimated = found.combinations - found.measured
     notes = [f"{estimated} of {found.combinations} combinations are estimated by their pixels"] if estimated else []
