@@ -297,7 +297,7 @@ class Nodes:
 
     def _started(self, name: str, flags: Sequence[str], environment: Mapping[str, str]) -> Node:
         """A node when it is there. Ray gives it half a minute, which may be too little where others keep the machine busy."""
-        for _ in range(3):
+        for _ in range(6):
             node = Node(self.folder, name, flags, environment)
             wait_until(lambda node=node: not node.is_up or name in self.alive, lambda node=node: node.log)
             if node.is_up:
