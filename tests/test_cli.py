@@ -161,6 +161,35 @@ def test_a_cluster_that_does_not_answer_is_one_too(
     assert capsys.readouterr().err.startswith("error: RAY_ADDRESS 10.0.0.1:6379: no Ray answers there")
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            Exception("The current node timed out during startup. This could"),
+            "error: Ray did not start within half a minute",
+        ),
+        (RuntimeError("a fault of Ray's"), None),
+    ],
+    ids=["too busy", "a fault"],
+)
+def test_a_ray_that_does_not_start_is_one_only_where_somebody_can_mend_it(
+    error: Exception, told: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    if told is None:
+        with pytest.raises(RuntimeError, match="a fault of Ray's"):
+            _exit_of(lambda: cli.connect(), monkeypatch)
+        return
+    assert _exit_of(lambda: cli.connect(), monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:
     """As of `jobs/evaluate.py ... | head`."""
     job = (

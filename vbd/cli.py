@@ -136,8 +136,10 @@ def connect() -> None:
     if not ray.is_initialized():
         try:
             ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
-        except (RuntimeError, ConnectionError) as error:
-            raise _told_in_a_line(error) from error
+        except Exception as error:
+            if mistake := _told_in_a_line(error):
+                raise mistake from error
+            raise
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in the place of ours, which dumps a stack
     resources = ray.cluster_resources()
@@ -154,8 +156,8 @@ def _worker_settings() -> dict[str, str]:
     return settings | {versions.VARIABLE: json.dumps(versions.installed())}
 
 
-def _told_in_a_line(error: Exception) -> Exception:
-    """What keeps this driver from its cluster as something to mend, where it is; else the error itself."""
+def _told_in_a_line(error: Exception) -> InputError | None:
+    """What keeps this driver from its cluster as something to mend, where it is."""
     address = os.environ.get("RAY_ADDRESS", "")
     text = " ".join(str(error).split())
     found = re.search(r"Version mismatch: .*Ray: (\S+) Python: (\S+) .*Ray: (\S+) Python: (\S+)", text)
@@ -169,4 +171,8 @@ def _told_in_a_line(error: Exception) -> Exception:
         return InputError(
             f"RAY_ADDRESS {address}: no Ray answers there; start the cluster, or unset it for one of this machine"
         )
-    return error
+    if "timed out during startup" in text:
+        return InputError(
+            "Ray did not start within half a minute: this machine is too busy; run again when it is less so"
+        )
+    return None
