@@ -2,17 +2,14 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.nodes import free_port
+from tests.stores import environment_of, s3_server
 
 # Read by Ray when it is imported or started, in the jobs that tests start too.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -20,13 +17,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1"
 # Where `s3://` leads in this session, Ray's workers included: to a server of our own, which `s3_bucket` starts.
 _S3_PORT = free_port()
-os.environ |= {
-    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{_S3_PORT}",
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
+os.environ |= environment_of(_S3_PORT)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,21 +73,5 @@ def prepared(phantom: Path, ray_session: None, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """An empty bucket, `s3://...`, on an S3 server of our own."""
-    import boto3
-
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(_S3_PORT)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", _S3_PORT)) == 0:
-                    break
-            time.sleep(0.1)
-        boto3.client("s3").create_bucket(Bucket="vbd-tests")
-        yield "s3://vbd-tests"
-    finally:
-        server.terminate()
-        server.wait(10)
+    with s3_server(_S3_PORT, "vbd-tests") as bucket:
+        yield bucket

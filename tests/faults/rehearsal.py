@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.nodes import RAY, ROOT, Nodes, free_port, wait_until
+from tests.stores import environment_of, s3_server
 from vbd import storage
 
 # What is small here: 60 films of 64 pixels, two trials of 400 steps.
@@ -122,43 +122,13 @@ def _last_line(log: str) -> str:
     return next((line for line in reversed(log.splitlines()) if line.strip()), "")[:200]
 
 
-@contextmanager
-def store() -> Iterator[str]:
-    """An S3 server of this machine, in the environment of this process and of all that it starts; gives a bucket."""
-    import boto3
-
-    port = free_port()
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-
-        def answers() -> bool:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1)
-            except OSError:
-                return False
-            return True
-
-        wait_until(answers, lambda: "the S3 server does not answer", seconds=60)
-        boto3.client("s3").create_bucket(Bucket="rehearsal")
-        yield "s3://rehearsal"
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
 def main() -> None:
     """Both, and whether they ended alike."""
     from vbd.data.phantom import write_phantom
 
-    with store() as bucket, tempfile.TemporaryDirectory() as folder:
+    port = free_port()
+    os.environ |= environment_of(port)
+    with s3_server(port, "rehearsal") as bucket, tempfile.TemporaryDirectory() as folder:
         films = Path(folder) / "raw"
         write_phantom(films, images=60, test_images=12, image_format="dicom", size=160, abnormal_share=0.7, seed=5)
         storage.copy_folder(str(films), f"{bucket}/raw")
