@@ -11,6 +11,7 @@ import pytest
 
 from tests.data.folders import hashes_of
 from tests.nodes import Job, Node, Nodes
+from vbd import storage
 from vbd.config import PrepareConfig, RunOptions
 from vbd.data.prepare import prepare
 from vbd.pipeline import run_pipeline
@@ -21,7 +22,7 @@ from vbd.search.settings import search_from
 pytestmark = pytest.mark.slow  # a search on a cluster
 
 FAMILIES = ("yolox", "classifier")
-SETTINGS = ("image_size=64", "batch_size=4", "report_every=4", "max_failures=20")
+SETTINGS = ("image_size=64", "batch_size=4", "report_every=20", "warmup_steps=2", "max_failures=20")
 
 
 # What Ray calls idle workers, and the agents of a node, without which that is lost.
@@ -47,6 +48,7 @@ class Chaos:
             if job.is_running:
                 job = self._kill(left.pop(), name, command, job)
         assert job.end() == 0, job.output
+        assert not job.tracebacks, job.output
         return job
 
     def _start(self, name: str, command: Sequence[str]) -> Job:
@@ -93,20 +95,25 @@ def test_a_whole_run_in_chaos_ends_with_the_submission_of_an_undisturbed_one(
     data = str(tmp_path / "data")
     command = ["jobs/prepare.py", "--source", str(phantom), "--output", data, "--image-size", "64", "--folds", "3"]
     chaos.run("prepare", command, ["node"])
-    flags = ["--data", data, "--storage", str(tmp_path / "runs"), "--name", "run", "--steps", "8", "--trials", "1"]
+    flags = ["--data", data, "--storage", str(tmp_path / "runs"), "--name", "run", "--steps", "80", "--trials", "1"]
     flags += ["--device", "cpu", "--families", *FAMILIES, *(f"--set={setting}" for setting in SETTINGS)]
     chaos.run("tune", ["jobs/tune.py", "smoke", *flags], ["worker", "node", "driver", "worker", "node", "driver"])
 
     whole = str(tmp_path / "whole")
     prepare(str(phantom), whole, PrepareConfig(image_size=64, num_folds=3))
     assert hashes_of(data) == hashes_of(whole)
-    search = search_from(preset_of("smoke"), steps=8, trials=1, families=FAMILIES, set=SETTINGS)
+    search = search_from(preset_of("smoke"), steps=80, trials=1, families=FAMILIES, set=SETTINGS)
     calm = RunOptions(device="cpu")
     run_pipeline(search, data=whole, storage_root=str(tmp_path / "runs"), name="calm", options=calm)
     found, wanted = (read_leaderboard(str(tmp_path / "runs" / name)).trials for name in ("run", "calm"))
     assert [(trial.trial_id, trial.status, trial.score) for trial in found] == [
         (trial.trial_id, trial.status, trial.score) for trial in wanted
     ]
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert storage.read_bytes(mine.detections) == storage.read_bytes(theirs.detections)
     submissions = [(tmp_path / "runs" / name / "submission.csv").read_bytes() for name in ("run", "calm")]
     assert submissions[0] == submissions[1]
+    assert any(
+        len(row["PredictionString"].split()) > 6 for row in storage.read_csv(f"{tmp_path}/runs/run/submission.csv")
+    )
     assert chaos.killed, "nothing was disturbed"

@@ -1,10 +1,11 @@
-"""Tune while its store is out of reach or its disk is full: what befalls it then is told in one line."""
+"""Tune while processes die, its store is out of reach or its disk is full: what befalls it then is told in one line."""
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
 from ray import tune
+from ray.exceptions import RayActorError
 
 from vbd.errors import InputError, StoreError, input_error_within
 
@@ -49,7 +50,8 @@ def _shorten(record: logging.LogRecord) -> bool:
     if isinstance(error, OSError) or "\nTraceback" in text:  # of Tune's own files, which it will write again
         last = _first_line(error) if error else text.splitlines()[-1]
         record.msg, record.args, record.exc_info = f"{_first_line(text)} {last}", (), None
-    return input_error_within(error) is None
+    # Of a process that died a line of our own says which trial was lost, and what becomes of it.
+    return input_error_within(error) is None and not isinstance(error, RayActorError)
 
 
 def _first_line(error: BaseException | str) -> str:
