@@ -6,6 +6,7 @@ undisturbed, and once with a node killed in the middle of each job: both end wit
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,10 +20,10 @@ from tests.nodes import RAY, ROOT, Nodes, free_port, wait_until
 from tests.stores import environment_of, s3_server
 from vbd import storage
 
-# What is small here: 60 films of 64 pixels, two trials of 400 steps.
+# What is small here: 60 films of 64 pixels, two trials of 60 steps.
 _SIZE = ("--image-size", "64", "--folds", "3")
-_SEARCH = ("--families", "yolox", "--trials", "2", "--steps", "400", "--device", "cpu")
-_TRIAL = ("image_size=64", "batch_size=4", "report_every=40", "scheduler=fifo")
+_SEARCH = ("--families", "yolox", "--trials", "2", "--steps", "60", "--device", "cpu")
+_TRIAL = ("image_size=64", "batch_size=4", "report_every=10", "scheduler=fifo")
 _FILES = ("submission.csv", "ensemble.json", "best/manifest.json")
 
 
@@ -126,6 +127,7 @@ def main() -> None:
     """Both, and whether they ended alike."""
     from vbd.data.phantom import write_phantom
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no node outlives this process
     port = free_port()
     os.environ |= environment_of(port)
     with s3_server(port, "rehearsal") as bucket, tempfile.TemporaryDirectory() as folder:
