@@ -97,7 +97,7 @@ def test_a_whole_run_in_chaos_ends_with_the_submission_of_an_undisturbed_one(
     chaos.run("prepare", command, ["node"])
     flags = ["--data", data, "--storage", str(tmp_path / "runs"), "--name", "run", "--steps", "80", "--trials", "1"]
     flags += ["--device", "cpu", "--families", *FAMILIES, *(f"--set={setting}" for setting in SETTINGS)]
-    chaos.run("tune", ["jobs/tune.py", "smoke", *flags], ["worker", "node", "driver", "worker", "node", "driver"])
+    chaos.run("tune", ["jobs/tune.py", "smoke", *flags], ["worker", "node", "driver", "worker"])
 
     whole = str(tmp_path / "whole")
     prepare(str(phantom), whole, PrepareConfig(image_size=64, num_folds=3))
