@@ -28,8 +28,13 @@ Searcher = Literal["random", "grid", "optuna"]
 Scheduler = Literal["halving", "fifo", "population"]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
-# Those that find boxes.
-DETECTORS = tuple(family for family in FAMILIES if family != "classifier")
+
+
+def finds_boxes(family: str) -> bool:
+    """Whether a family is one of detectors; a model of the others tells of whole images only, and has another score."""
+    return family != "classifier"
+
+
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 # Backbones of torchvision's detectors that come without COCO weights: with `pretrained` their own are ImageNet's.
 _OTHER_RESNETS = (

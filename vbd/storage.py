@@ -27,7 +27,7 @@ from vbd.errors import InputError, StoreError, UnreachableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.fs import FileInfo, FileSystem
+    from pyarrow.fs import FileInfo, FileSystem, FileType
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -133,14 +133,25 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-@_waited_for
 def exists(location: str) -> bool:
     """Whether there is a file or folder at a location."""
     from pyarrow.fs import FileType
 
+    return _type_of(location) != FileType.NotFound
+
+
+def is_folder(location: str) -> bool:
+    """Whether there is a folder at a location."""
+    from pyarrow.fs import FileType
+
+    return _type_of(location) == FileType.Directory
+
+
+@_waited_for
+def _type_of(location: str) -> "FileType":
     files, path = filesystem(location)
     try:
-        return files.get_file_info(path).type != FileType.NotFound
+        return files.get_file_info(path).type
     except OSError as error:
         raise _fault(f"{location}: cannot be looked up", error) from error
 
@@ -167,9 +178,7 @@ def list_files(location: str, *, recursive: bool = False) -> dict[str, FileFacts
 
 def list_names(location: str) -> list[str]:
     """Names of what lies directly in a folder, sorted; empty when there is no such folder."""
-    if location.startswith(
-        "gs://"
-    ):  # pyarrow's listing of it leaves out the folders that nobody has made by themselves
+    if location.startswith("gs://"):  # pyarrow's listing leaves out folders that nobody has made by themselves
         return sorted({name.partition("/")[0] for name in list_files(location, recursive=True)})
     return sorted(info.base_name for info in _listing(location, recursive=False))
 
@@ -351,18 +360,6 @@ def copy_folder(source: str, target: str) -> None:
             if written != target_path:
                 shutil.rmtree(written, ignore_errors=True)
             raise
-
-
-@_waited_for
-def is_folder(location: str) -> bool:
-    """Whether there is a folder at a location."""
-    from pyarrow.fs import FileType
-
-    files, path = filesystem(location)
-    try:
-        return files.get_file_info(path).type == FileType.Directory
-    except OSError as error:
-        raise _fault(f"{location}: cannot be looked up", error) from error
 
 
 @_waited_for

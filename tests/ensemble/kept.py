@@ -1,21 +1,19 @@
 """A dataset without training, and kept checkpoints whose detections are made up: what jobs/ensemble.py starts from."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
+from tests.data.prepared_folders import write_prepared
 from tests.ensemble.members import classifier, detector, truths_of
 from vbd import storage
 from vbd.boxes import to_prepared
-from vbd.config import PrepareConfig, TrainConfig
-from vbd.data.coco import LabelledImage, select_folds, to_coco
-from vbd.data.prepared import SCHEMA, open_dataset
+from vbd.config import TrainConfig
+from vbd.data.coco import LabelledImage
+from vbd.data.prepared import open_dataset
 from vbd.drawing import png
 from vbd.ensemble.predict import Predictions
-from vbd.labels import CLASS_NAMES
 from vbd.records import Detections, Truth, detections_to_table
 from vbd.training.checkpoint import write_checkpoint
 from vbd.training.members import OUT_OF_FOLD, Member, write_members
@@ -28,39 +26,17 @@ def write_dataset(folder: Path, *, images: int = 160, test_images: int = 40, has
     """Two folds, and a test part; pixels are noise."""
     truths = truths_of(images + test_images)
     labelled = [_labelled(truth, i % 2 if i < images else -1) for i, truth in enumerate(truths)]
-    train, test = labelled[:images], labelled[images:]
-    document = to_coco(train, image_size=SIZE, synthetic=True)
-    files = {
-        "instances_all": document,
-        "image_info_test": to_coco(test, image_size=SIZE, synthetic=True, has_truth=False),
-    }
-    files |= {f"instances_fold{k}": select_folds(document, {k}) for k in (0, 1)}
-    if has_test_truth:
-        files["instances_test"] = to_coco(test, image_size=SIZE, synthetic=True)
-    for name, content in files.items():
-        storage.write_json(str(folder / "annotations" / f"{name}.json"), content)
-    columns = {
-        "image_id": [image.image_id for image in labelled],
-        "fold": [image.fold for image in labelled],
-        "original_hw": [list(image.original_hw) for image in labelled],
-    }
-    storage.write_table(str(folder / "annotations" / "labels.parquet"), pa.table(columns))
-    rows = [f"{image.image_id},14 1 0 0 1 1\n" for image in test]
-    storage.write_bytes(str(folder / "sample_submission.csv"), "".join(["image_id,PredictionString\n", *rows]).encode())
     pixels = png(np.random.default_rng(0).integers(60, 140, (SIZE, SIZE)).astype(np.uint8))
     for image in labelled:
         storage.write_bytes(str(folder / "images" / f"{image.image_id}.png"), pixels)
-    manifest = {
-        "schema": SCHEMA,
-        "classes": CLASS_NAMES,
-        "options": dataclasses.asdict(PrepareConfig(image_size=SIZE, num_folds=2)),
-        "fingerprint": "f00d",
-        "synthetic": True,
-        "counts": {"test_images": test_images, "rejects": 0},
-        "shards": [],
-    }
-    storage.write_json(str(folder / "dataset.json"), manifest)
-    return str(folder)
+    return write_prepared(
+        str(folder),
+        labelled[:images],
+        labelled[images:],
+        size=SIZE,
+        counts={"test_images": test_images, "rejects": 0},
+        has_test_truth=has_test_truth,
+    )
 
 
 def _labelled(truth: Truth, fold: int) -> LabelledImage:

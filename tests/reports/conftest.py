@@ -1,6 +1,5 @@
 """A prepared dataset written by hand, so that every number of a report can be counted on the fingers."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +7,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from tests.data.prepared_folders import write_prepared
 from vbd import storage
 from vbd.boxes import as_boxes, to_prepared
-from vbd.config import PrepareConfig
-from vbd.data.coco import LabelledImage, select_folds, to_coco
-from vbd.data.prepared import SCHEMA
+from vbd.data.coco import LabelledImage
 from vbd.drawing import png
-from vbd.labels import CLASS_NAMES
 
 SIZE = 64
 HW = (128, 256)  # original pixels: the prepared image is squeezed by 2 and by 4
@@ -49,36 +46,21 @@ def labelled(image_id: str) -> LabelledImage:
 
 def write_dataset(folder: str, *, synthetic: bool = True) -> str:
     """Four training images in two folds and two test images whose truth is known."""
-    train = [labelled(name) for name in "abcd"]
-    document = to_coco(train, image_size=SIZE, synthetic=synthetic)
-    test = to_coco([labelled("t"), labelled("u")], image_size=SIZE, synthetic=synthetic)
-    info = to_coco([labelled("t"), labelled("u")], image_size=SIZE, synthetic=synthetic, has_truth=False)
-    files = {"instances_all": document, "instances_test": test, "image_info_test": info}
-    files |= {f"instances_fold{k}": select_folds(document, {k}) for k in (0, 1)}
-    for name, content in files.items():
-        storage.write_json(f"{folder}/annotations/{name}.json", content)
     _write_readers(folder)
     rng = np.random.default_rng(0)
     for name in IMAGES:
         storage.write_bytes(f"{folder}/images/{name}.png", png(rng.integers(90, 110, (SIZE, SIZE)).astype(np.uint8)))
-    rows = {"image_id": list(IMAGES), "fold": [fold for fold, _ in IMAGES.values()], "original_hw": [list(HW)] * 6}
-    storage.write_table(f"{folder}/annotations/labels.parquet", pa.table(rows))
-    storage.write_bytes(
-        f"{folder}/sample_submission.csv", b"image_id,PredictionString\nt,14 1 0 0 1 1\nu,14 1 0 0 1 1\n"
-    )
     rejects = "train.csv,7,x_min 9 >= x_max 4\ntrain.csv,8,x_min 3 >= x_max 1\ne.png,0,<script>alert(1)</script>\n"
     storage.write_bytes(f"{folder}/rejects.csv", f"file,row,reason\n{rejects}".encode())
-    manifest = {
-        "schema": SCHEMA,
-        "classes": CLASS_NAMES,
-        "options": dataclasses.asdict(PrepareConfig(image_size=SIZE, num_folds=2)),
-        "fingerprint": "f00d",
-        "synthetic": synthetic,
-        "counts": {"test_images": 2, "rejects": 3},
-        "shards": [{"name": "shard-00000.parquet", "rows": 6}],
-    }
-    storage.write_json(f"{folder}/dataset.json", manifest)
-    return folder
+    return write_prepared(
+        folder,
+        [labelled(name) for name in "abcd"],
+        [labelled(name) for name in "tu"],
+        size=SIZE,
+        counts={"test_images": 2, "rejects": 3},
+        shards=[{"name": "shard-00000.parquet", "rows": 6}],
+        synthetic=synthetic,
+    )
 
 
 def _write_readers(folder: str) -> None:

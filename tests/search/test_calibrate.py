@@ -12,11 +12,12 @@ from vbd.errors import InputError
 from vbd.search.calibrate import calibrate, close_forecast, devices_at_most, devices_of, measure, prepare_forecast
 from vbd.search.forecast import Devices, read_record
 from vbd.search.rates import Rate, combination_of
+from vbd.search.tuning import Workers
 from vbd.training.loop import TrainingRun
 from vbd.versions import VersionsError
 
 CPU = RunOptions(device="cpu")
-ONE_CPU = {"cpu": 1.0, "gpu": 0.0}
+ONE_CPU, TWO_CPUS = (Workers(1, cpus, 0.0, max_failures=0) for cpus in (1.0, 2.0))
 TINY = TrainConfig(image_size=64, batch_size=4, steps=40, report_every=20, policy="E")
 SEARCH = SearchConfig(preset="mine", candidates=(), scheduler="fifo")
 
@@ -83,7 +84,7 @@ def test_a_real_measurement_has_seconds_for_everything(prepared: str) -> None:
 
 def test_every_combination_is_measured_once_whatever_else_differs(ray_session: None) -> None:
     configs = [replace(TINY, image_size=side, seed=seed) for side in (64, 128) for seed in (0, 1)]
-    found = calibrate(configs, "", CPU, ONE_CPU, workers=3, measured_by=quick)
+    found = calibrate(configs, "", CPU, replace(ONE_CPU, number=3), measured_by=quick)
     assert found == {combination_of(configs[0]): Rate(1, 2, 3), combination_of(configs[2]): Rate(2, 2, 3)}
 
 
@@ -105,14 +106,14 @@ def on_another_node(config: TrainConfig, location: str, options: RunOptions, *, 
 def test_a_node_with_other_libraries_ends_the_search_before_any_trial(ray_session: None) -> None:
     with pytest.raises(InputError, match=r"^node a: numpy 1\.26\.0, and the driver has 2\.5\.0$"):
         calibrate([TINY], "", CPU, ONE_CPU, measured_by=on_another_node)
-    assert calibrate([TINY], "", CPU, {"cpu": 2.0}, measured_by=quick)  # nothing is held any more
+    assert calibrate([TINY], "", CPU, TWO_CPUS, measured_by=quick)  # nothing is held any more
 
 
 def test_what_takes_too_long_is_given_up(ray_session: None) -> None:
     slow = replace(TINY, variant="l")
     found = calibrate([slow], "", CPU, ONE_CPU, measured_by=quick, patience_seconds=1)
     assert found[combination_of(slow)].problem == "not measured within 1 s"
-    assert calibrate([TINY], "", CPU, {"cpu": 2.0}, measured_by=quick)  # which needs every core: none is held any more
+    assert calibrate([TINY], "", CPU, TWO_CPUS, measured_by=quick)  # which needs every core: none is held any more
 
 
 def test_what_is_known_is_not_measured_again(ray_session: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +125,7 @@ def test_what_is_known_is_not_measured_again(ray_session: None, capsys: pytest.C
 def test_devices_are_what_trials_ask_for(ray_session: None) -> None:
     cpus = devices_of(ONE_CPU)
     assert (cpus.kind, cpus.count, cpus.per_trial) == ("CPU", 2, 1)
-    gpus = devices_of({"cpu": 1.0, "gpu": 0.5}, workers=4)
+    gpus = devices_of(replace(ONE_CPU, number=4, gpus=0.5))
     assert (gpus.kind, gpus.count, gpus.per_trial) == ("GPU", 2, 2)  # none yet, but one trial will have its two
 
 
@@ -132,46 +133,49 @@ HEAD = Node({"node:__internal_head__": 1}, {"vbd-role": "head"})
 CPU_NODE = Node({"CPU": 4}, {"vbd-role": "cpu"}, "cpu_spot")
 GPU_TYPE = NodeType("gpu_spot", {"CPU": 8, "GPU": 1}, {"vbd-role": "gpu"}, most=8)
 GROWING = Cluster((HEAD, CPU_NODE), (GPU_TYPE,), most_workers=9)
-ONE_GPU = {"cpu": 1.0, "gpu": 1.0}
+ONE_GPU = replace(ONE_CPU, gpus=1.0, selector={"vbd-role": "gpu"})
+ONE_CPU_THERE = replace(ONE_CPU, selector={"vbd-role": "cpu"})
 
 
 @pytest.mark.parametrize(
-    ("cluster", "resources", "workers", "trials", "wanted"),
+    ("cluster", "needs", "trials", "wanted"),
     [
-        (GROWING, ONE_GPU, 1, 24, Devices("GPU", 8, 1, grows=True)),
-        (GROWING, ONE_GPU, 1, 3, Devices("GPU", 3, 1, grows=True)),  # for which it grows no further
-        (GROWING, ONE_GPU, 3, 24, Devices("GPU", 6, 3, grows=True)),  # two more would be idle
-        (GROWING, {"cpu": 4.0, "gpu": 0.5}, 1, 24, Devices("GPU", 8, 0.5, grows=True)),
-        (GROWING, {"cpu": 8.0, "gpu": 0.5}, 1, 24, Devices("GPU", 4, 0.5, grows=True)),  # each has cores for one
-        (GROWING, ONE_GPU, 1, 1, Devices("GPU", 1, 1)),
-        (GROWING, ONE_CPU, 1, 24, Devices("CPU", 4, 1)),  # those of the GPU machines are not for it
-        (Cluster((HEAD,), is_open=True), ONE_GPU, 1, 24, Devices("GPU", 24, 1, grows=True)),
-        (Cluster((HEAD, CPU_NODE)), ONE_CPU, 1, 24, Devices("CPU", 4, 1)),
+        (GROWING, ONE_GPU, 24, Devices("GPU", 8, 1, grows=True)),
+        (GROWING, ONE_GPU, 3, Devices("GPU", 3, 1, grows=True)),  # for which it grows no further
+        (GROWING, replace(ONE_GPU, number=3), 24, Devices("GPU", 6, 3, grows=True)),  # two more would be idle
+        (GROWING, replace(ONE_GPU, cpus=4.0, gpus=0.5), 24, Devices("GPU", 8, 0.5, grows=True)),
+        (
+            GROWING,
+            replace(ONE_GPU, cpus=8.0, gpus=0.5),
+            24,
+            Devices("GPU", 4, 0.5, grows=True),
+        ),  # each has cores for one
+        (GROWING, ONE_GPU, 1, Devices("GPU", 1, 1)),
+        (GROWING, ONE_CPU_THERE, 24, Devices("CPU", 4, 1)),  # those of the GPU machines are not for it
+        (Cluster((HEAD,), is_open=True), ONE_GPU, 24, Devices("GPU", 24, 1, grows=True)),
+        (Cluster((HEAD, CPU_NODE)), ONE_CPU_THERE, 24, Devices("CPU", 4, 1)),
     ],
 )
 def test_of_a_cluster_that_grows_the_forecast_counts_what_may_come_and_has_trials_to_run(
     monkeypatch: pytest.MonkeyPatch,
     cluster: Cluster,
-    resources: dict[str, float],
-    workers: int,
+    needs: Workers,
     trials: int,
     wanted: Devices,
 ) -> None:
-    for module in ("vbd.placement", "vbd.search.calibrate"):
-        monkeypatch.setattr(f"{module}.look", lambda: cluster)
-    assert devices_at_most(resources, workers=workers, trials=trials) == wanted
-    there = devices_of(resources, workers=workers)
-    assert (there.count, there.grows) == (4 if resources == ONE_CPU else workers * resources["gpu"], False)
+    monkeypatch.setattr("vbd.search.calibrate.look", lambda: cluster)
+    assert devices_at_most(needs, trials=trials) == wanted
+    there = devices_of(needs)
+    assert (there.count, there.grows) == (4 if needs == ONE_CPU_THERE else needs.number * needs.gpus, False)
 
 
 def test_the_forecast_before_the_start_tells_what_the_cluster_may_grow_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("vbd.placement", "vbd.search.calibrate"):
-        monkeypatch.setattr(f"{module}.look", lambda: GROWING)
+    monkeypatch.setattr("vbd.search.calibrate.look", lambda: GROWING)
     monkeypatch.setattr("vbd.search.calibrate.calibrate", lambda *_, **__: {combination_of(TINY): Rate(1, 0, 0)})
     configs = [replace(TINY, seed=seed) for seed in range(4)]
-    prepare_forecast(str(tmp_path), SEARCH, configs, [], location="", options=RunOptions(), resources=ONE_GPU)
+    prepare_forecast(str(tmp_path), SEARCH, configs, [], location="", options=RunOptions(), needs=ONE_GPU)
     assert capsys.readouterr().out == "forecast: 4 trials take about 0.044 GPU-hours, 40 s with up to 4 GPU(s)\n"
 
 
@@ -181,7 +185,7 @@ def test_a_search_is_measured_and_forecast_once_and_compared_at_the_end(
     run = str(tmp_path)
 
     def prepare(configs: list[TrainConfig], **more: bool) -> None:
-        prepare_forecast(run, SEARCH, configs, [], location=prepared, options=CPU, resources=ONE_CPU, price=2.0, **more)
+        prepare_forecast(run, SEARCH, configs, [], location=prepared, options=CPU, needs=ONE_CPU, price=2.0, **more)
 
     prepare([TINY])
     first = capsys.readouterr().out

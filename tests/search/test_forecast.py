@@ -71,6 +71,9 @@ def test_rungs_stand_at_reports_and_not_at_the_last_step() -> None:
     config = replace(BASE, steps=100, report_every=15)
     rungs = rungs_of(config, HALVING, trials=8)
     assert [step for step, _ in rungs] == [30, 60]  # 25, 50 are seen at the reports of 30 and 60; 100 is the end
+    # A share that is no whole number of steps: where the scheduler compares, 67, and not at 66.
+    ninth = rungs_of(replace(config, steps=600, report_every=1), replace(HALVING, grace_share=1 / 9), trials=8)
+    assert [step for step, _ in ninth] == [67, 134, 268, 536]
     assert rungs_of(config, FIFO, trials=8) == []
     assert [step for step, _ in rungs_of(replace(config, report_every=100), HALVING, trials=8)] == []
 

@@ -13,7 +13,14 @@ from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
 from vbd.phases import rate_at, strength_at, until
 from vbd.records import Trial
-from vbd.search.population import Population, describe_population, generation_ends, replaced_of, schedule_of
+from vbd.search.population import (
+    Population,
+    describe_population,
+    describe_schedules,
+    generation_ends,
+    replaced_of,
+    schedule_of,
+)
 from vbd.search.proposals import Proposal
 from vbd.search.trial import trial_id_of
 from vbd.storage import stable_hash
@@ -340,6 +347,10 @@ def test_a_schedule_tells_strengths_rates_and_whose_they_were() -> None:
     assert schedule_of(trials[0], trials) == "0.30 to step 60"
     assert schedule_of(replace(trials[1], history=[{"step": 30, SCORE: 0.1}])) == (
         "0.30 to step 20, 0.36 (rate x 0.8) to 30"
+    )
+    scored = [replace(t, score=score, checkpoint="there") for t, score in zip(trials, (0.1, 0.3, 0.2), strict=True)]
+    assert describe_schedules(scored) == (
+        f"yolox: best {trials[1].trial_id}, 0.30 to step 20 in {trials[0].trial_id}, 0.36 (rate x 0.8) to 60"
     )
     idle = replace(second, policy="A", strength=1.0, phase_strengths=(1.0,))
     assert schedule_of(replace(trials[1], config=idle)) == "rate x 1 to step 20, rate x 0.8 to 60"

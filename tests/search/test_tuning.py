@@ -94,7 +94,7 @@ def test_a_trial_that_ends_while_the_store_is_away_is_told_when_it_is_back(
 def test_a_store_that_stays_away_ends_the_search_and_the_trial_counts_as_running(
     searcher: ProposalSearcher, proposer: Told, folder: TrialFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "PATIENCE_SECONDS", 0)
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0)
     watch = Watch(searcher)
     assert not watch.stop_all()
     Store(monkeypatch, away=99)

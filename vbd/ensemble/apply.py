@@ -1,13 +1,11 @@
 """An ensemble on any images: its members predict, and its recipe makes one set of detections of theirs."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vbd import storage
-from vbd.ensemble.predict import Request, images_of, name_checkpoints, write_predictions
-from vbd.ensemble.predict_outputs import Extras, Found, write_extras
+from vbd.ensemble.predict import Request, name_checkpoints, write_predictions
+from vbd.ensemble.predict_outputs import Found
 from vbd.ensemble.recipe import FILE, Recipe, read_recipe
 from vbd.errors import InputError
 from vbd.records import Detections, detections_from_table, detections_to_table
@@ -35,26 +33,19 @@ def _tables_of(member: str, named: Mapping[str, str]) -> list[str]:
     return sorted(several, key=lambda name: int(name.rpartition("-")[2]))
 
 
-def write_ensemble(
-    run: str, request: Request, *, connect: Callable[[], None] = lambda: None, **options: Any
-) -> tuple[int, int]:
+def write_ensemble(run: str, request: Request, **options: Any) -> tuple[int, int]:
     """`write_predictions` of the members, and `ensemble.parquet` beside their tables; extras are of the ensemble alone.
 
     Other arguments are those of `write_predictions`, and so is what is returned.
     """
     recipe = read_recipe(run)
-    items, _ = images_of(request)
-    request.extras.check(items)
-    once = functools.cache(connect)
-    counts = write_predictions(dataclasses.replace(request, extras=Extras()), connect=once, **options)
-    target = storage.join(request.output, f"{NAME}.parquet")
-    detections = _apply(recipe, request)
-    storage.write_table(target, detections_to_table(detections))
-    if request.extras.is_any:
-        once()
-        found = Found(NAME, f"an ensemble of {', '.join(recipe.members)}", detections_to_table(detections))
-        write_extras(request.extras, [found], items, images=request.images, say=functools.partial(print, flush=True))
-    return counts
+
+    def finish() -> Found:
+        table = detections_to_table(_apply(recipe, request))
+        storage.write_table(storage.join(request.output, f"{NAME}.parquet"), table)
+        return Found(NAME, f"an ensemble of {', '.join(recipe.members)}", table)
+
+    return write_predictions(request, finish=finish, **options)
 
 
 def _apply(recipe: Recipe, request: Request) -> list[Detections]:

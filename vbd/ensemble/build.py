@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vbd import storage
-from vbd.config import Family, RunOptions
+from vbd.config import Family, RunOptions, finds_boxes
 from vbd.data.prepared import PreparedDataset, image_sizes, open_dataset, read_truths, sample_submission_ids
 from vbd.ensemble.diversity import Diversity, diversity
 from vbd.ensemble.fit import Fitted, Plan, fit_ensemble
@@ -48,12 +48,12 @@ class EnsembleResult:
     @property
     def detectors(self) -> list[str]:
         """The members that find boxes."""
-        return [name for name, family in self.families.items() if family != "classifier"]
+        return [name for name, family in self.families.items() if finds_boxes(family)]
 
     @property
     def classifiers(self) -> list[str]:
         """The members that tell normal images."""
-        return [name for name, family in self.families.items() if family == "classifier"]
+        return [name for name, family in self.families.items() if not finds_boxes(family)]
 
     @property
     def summary(self) -> str:
@@ -80,8 +80,8 @@ def build_ensemble(
     members = read_members(members_folder(run), dataset)
     families = {member.name: family_of(member) for member in members}
     found, truths = _common_images({m.name: m.out_of_fold() for m in members}, read_truths(dataset, "train"))
-    boxes = {name: each for name, each in found.items() if families[name] != "classifier"}
-    whole = {name: each for name, each in found.items() if families[name] == "classifier"}
+    boxes = {name: each for name, each in found.items() if finds_boxes(families[name])}
+    whole = {name: each for name, each in found.items() if not finds_boxes(families[name])}
     say(
         f"{count_of(len(boxes), 'detector')} and {count_of(len(whole), 'classifier')} on {len(truths):,} images that none "
         "was trained on"
@@ -156,7 +156,7 @@ def _test_scores(
     dataset: PreparedDataset,
 ) -> dict[str, Scores]:
     truths = read_truths(dataset, "test")
-    fused = {name: _as_one(runs, is_classifier=families[name] == "classifier") for name, runs in predicted.items()}
+    fused = {name: _as_one(runs, is_classifier=not finds_boxes(families[name])) for name, runs in predicted.items()}
     return {name: evaluate(item, truths) for name, item in (fused | {ENSEMBLE: detections}).items()}
 
 

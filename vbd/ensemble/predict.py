@@ -99,11 +99,13 @@ def write_predictions(
     overwrite: bool = False,
     connect: Callable[[], None] = lambda: None,
     say: Callable[[str], None] | None = None,
+    finish: Callable[[], Found] | None = None,
 ) -> tuple[int, int]:
     """Detections of each checkpoint as a Parquet file in the output folder; returns how many images were read and refused.
 
     The same call goes on after a stop, and does nothing again that was finished. `connect` is called when a cluster is needed:
-    what is wrong with the request is told before. Raises InputError.
+    what is wrong with the request is told before. Extras show what each checkpoint found, or what `finish` makes of it,
+    which is called when all files are there. Raises InputError.
     """
     say = say or functools.partial(print, flush=True)
     if workers is not None and workers < 1:
@@ -123,8 +125,9 @@ def write_predictions(
         connect()
     if not output.is_finished:
         _fill(output, parts, list(opened.values()), request, options=options, workers=workers, say=say)
+    finished = finish and [finish()]
     if request.extras.is_any:
-        found = [Found(name, checkpoint.title, output.read(name)) for name, checkpoint in opened.items()]
+        found = finished or [Found(name, checkpoint.title, output.read(name)) for name, checkpoint in opened.items()]
         write_extras(request.extras, found, items, images=request.images, say=say)
     return output.counts["images"], output.counts["rejects"]
 

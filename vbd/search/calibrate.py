@@ -14,10 +14,11 @@ from vbd.cluster import look
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
-from vbd.placement import Selector, remote_args, rooms, selector_for
+from vbd.placement import remote_args
 from vbd.records import Trial
 from vbd.search.forecast import Devices, Record, actual, compare, describe, forecast, read_record, write_record
 from vbd.search.rates import Combination, Rate, combination_of, no_rate, to_measure
+from vbd.search.tuning import Workers
 from vbd.training.loop import Ranks, TrainingRun
 from vbd.training.validation import detect
 from vbd.versions import VersionsError, check_versions
@@ -38,19 +39,19 @@ def prepare_forecast(
     *,
     location: str,
     options: RunOptions,
-    resources: Mapping[str, float],
+    needs: Workers,
     price: float | None = None,
     renew: bool = False,
 ) -> Record:
     """Measures, forecasts, prints that and writes forecast.json; a run that has one goes on with it, unless to `renew` it.
 
-    `configs` are all that the search plans, `trials` what is known of them; `resources` are `cpu` and `gpu` of a trial.
+    `configs` are all that the search plans, `trials` what is known of them; `needs` are those of a trial.
     """
     record = read_record(run)
     if record is None or renew:
         rates = dict(record.rates) if record else {}
-        rates |= calibrate(configs, location, options, resources, known=rates, workers=search.workers_per_trial)
-        devices = devices_at_most(resources, workers=search.workers_per_trial, trials=len(configs))
+        rates |= calibrate(configs, location, options, needs, known=rates)
+        devices = devices_at_most(needs, trials=len(configs))
         before = forecast(configs, trials, rates, search=search, devices=devices, price=price)
         record = Record(before, rates)
         write_record(run, record)
@@ -67,35 +68,27 @@ def close_forecast(run: str, trials: Sequence[Trial], *, price: float | None = N
     return compare(record.before, taken)
 
 
-def devices_of(resources: Mapping[str, float], *, workers: int = 1) -> Devices:
+def devices_of(needs: Workers) -> Devices:
     """GPUs where trials ask for some, else CPUs; at least enough for one trial, of a cluster that has yet to grow."""
-    kind = "GPU" if resources.get("gpu") else "CPU"
-    per_trial = resources[kind.lower()] * workers
-    return Devices(kind, max(look().total(kind, _selector(resources), now=True), per_trial), per_trial)
+    kind = "GPU" if needs.gpus else "CPU"
+    per_trial = needs.each[kind] * needs.number
+    return Devices(kind, max(look().total(kind, needs.selector, now=True), per_trial), per_trial)
 
 
-def devices_at_most(resources: Mapping[str, float], *, workers: int = 1, trials: int) -> Devices:
+def devices_at_most(needs: Workers, *, trials: int) -> Devices:
     """Those that so many trials may come to run on: of a cluster that grows, as many as it may have and they have use for."""
-    there = devices_of(resources, workers=workers)
-    each = {name.upper(): amount for name, amount in resources.items()}
-    slots = int(min(rooms(each, _selector(resources)) / workers, trials))
-    may_be = slots * there.per_trial
-    return replace(there, count=may_be, grows=True) if look().grows and may_be > there.count else there
-
-
-def _selector(resources: Mapping[str, float]) -> Selector:
-    """The labels of the nodes that a trial's workers belong on."""
-    return selector_for("training", gpu=bool(resources.get("gpu")))
+    there, cluster = devices_of(needs), look()
+    may_be = int(min(cluster.rooms(needs.each, needs.selector) / needs.number, trials)) * there.per_trial
+    return replace(there, count=may_be, grows=True) if cluster.grows and may_be > there.count else there
 
 
 def calibrate(
     configs: Sequence[TrainConfig],
     location: str,
     options: RunOptions,
-    resources: Mapping[str, float],
+    needs: Workers,
     *,
     known: Mapping[Combination, Rate] | None = None,
-    workers: int = 1,
     measured_by: Measure | None = None,
     patience_seconds: float = _PATIENCE_SECONDS,
 ) -> dict[Combination, Rate]:
@@ -110,10 +103,10 @@ def calibrate(
         return {}
     print(f"measuring how fast {len(chosen)} of {len(first)} combinations train here, for some steps each", flush=True)
     # Actors, not tasks: one that hangs can be killed, and its devices are free at once.
-    where = remote_args(_selector(resources))
-    bench = ray.remote(_Bench).options(num_cpus=resources.get("cpu", 1), num_gpus=resources.get("gpu", 0), **where)
+    where = remote_args(needs.selector)
+    bench = ray.remote(_Bench).options(num_cpus=needs.cpus, num_gpus=needs.gpus, **where)
     benches = {one: bench.remote(measured_by or measure) for one in chosen}
-    pending = {benches[one].measure.remote(first[one], location, options, workers=workers): one for one in chosen}
+    pending = {benches[one].measure.remote(first[one], location, options, workers=needs.number): one for one in chosen}
     try:
         return _gather(pending, benches, patience_seconds)
     finally:

@@ -12,6 +12,7 @@ from vbd import storage
 from vbd.config import SearchConfig, TrainConfig, config_hash
 from vbd.errors import InputError
 from vbd.records import Trial
+from vbd.search.halving import milestones
 from vbd.search.rates import (
     Combination,
     Rate,
@@ -175,14 +176,14 @@ def rungs_of(config: TrainConfig, search: SearchConfig, *, trials: int) -> list[
     if search.scheduler != "halving":
         return []
     rungs: list[tuple[int, float]] = []
-    arriving, milestone = float(trials), max(1, int(search.grace_share * config.steps))
-    while milestone < config.steps:
+    arriving = float(trials)
+    for milestone in milestones(config.steps, search.grace_share, search.reduction):
         reported = math.ceil(milestone / config.report_every) * config.report_every
         if reported >= config.steps:
             break
         share = share_going_on(arriving, search.reduction)
         rungs.append((reported, share))
-        arriving, milestone = arriving * share, milestone * search.reduction
+        arriving *= share
     return rungs
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vbd import storage
-from vbd.config import Family, TrainConfig, train_config_from
+from vbd.config import Family, TrainConfig, finds_boxes, train_config_from
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE, score_name
@@ -32,7 +32,7 @@ def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
     def place(trial: Trial) -> tuple[bool, bool, float, str]:
         is_known = is_scored(trial)
-        return not is_known, trial.config.detector == "classifier", -trial.score if is_known else 0.0, trial.trial_id
+        return not is_known, not finds_boxes(trial.config.detector), -trial.score if is_known else 0.0, trial.trial_id
 
     return tuple(sorted(trials, key=place))
 

@@ -19,6 +19,7 @@ from vbd.evaluation.score import SCORE
 from vbd.phases import rate_at, strength_at, until, with_phase
 from vbd.records import Trial
 from vbd.search.dimensions import Dimension, FamilySpace
+from vbd.search.keeping import best_of_families
 from vbd.search.proposals import Proposal
 from vbd.search.space import draws_per_family, spaces_of
 from vbd.search.trial import trial_id_of
@@ -265,6 +266,12 @@ def _taken_up(trial: Trial, *, is_lost: bool) -> Trial:
 def describe_population(search: SearchConfig, dataset: PreparedDataset | None = None) -> str:
     """The population of each family, on a line of its own: members, where generations end, how many are replaced."""
     return "\n".join(family.line for family in _families(search, dataset))
+
+
+def describe_schedules(trials: Sequence[Trial]) -> str:
+    """What a population came to: the schedule of the best trial of each family, on a line of its own."""
+    best = best_of_families(trials, per_family=1).values()
+    return "\n".join(f"{trial.config.detector}: best {trial.trial_id}, {schedule_of(trial, trials)}" for trial in best)
 
 
 def schedule_of(trial: Trial, trials: Iterable[Trial] = ()) -> str:

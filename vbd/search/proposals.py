@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 
-from vbd.config import DETECTORS, SearchConfig, TrainConfig
+from vbd.config import SearchConfig, TrainConfig, finds_boxes
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.records import Trial
@@ -151,10 +151,10 @@ def _optuna(
     """Detectors compete for trials by their scores; a classifier's score is another, so it gets its own trials alone."""
     from vbd.search.optuna_proposer import OptunaProposer
 
-    kinds = [[s for s in spaces if (s.family in DETECTORS) == finds_boxes] for finds_boxes in (True, False)]
+    kinds = [[s for s in spaces if finds_boxes(s.family) == of_boxes] for of_boxes in (True, False)]
     proposers, outside = [], 0
     for kind in filter(None, kinds):
-        mine = [trial for trial in known if (trial.config.detector in DETECTORS) == (kind[0].family in DETECTORS)]
+        mine = [trial for trial in known if finds_boxes(trial.config.detector) == finds_boxes(kind[0].family)]
         proposer = OptunaProposer(kind, mine, seed=search.seed, warm=warm and warm.within(kind))
         proposers.append((frozenset(space.family for space in kind), proposer))
         outside += proposer.outside

@@ -23,7 +23,7 @@ from vbd.search.keeping import Keeper, keep_best
 from vbd.search.leaderboard import Leaderboard, format_leaderboard, ranked, write_leaderboard
 from vbd.search.loggers import loggers
 from vbd.search.outage import fit
-from vbd.search.population import describe_population
+from vbd.search.population import describe_population, describe_schedules
 from vbd.search.progress import Plan, SearchProgress
 from vbd.search.proof import prove, truths_of_fold
 from vbd.search.proposals import Proposer, build_proposer
@@ -59,7 +59,6 @@ def run_search(
     configs, known = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)
     _tell(run, search, dataset, known)
-    resources = {"cpu": needs.cpus, "gpu": needs.gpus}
     with told_while_waiting(needs.each, needs.selector):
         record = prepare_forecast(
             run,
@@ -68,7 +67,7 @@ def run_search(
             known,
             location=dataset.location,
             options=options,
-            resources=resources,
+            needs=needs,
             price=price,
             renew=extend,
         )
@@ -77,7 +76,7 @@ def run_search(
             configs,
             total=proposer.total,
             rates=record.rates,
-            devices=lambda: devices_of(resources, workers=needs.number),
+            devices=lambda: devices_of(needs),
             price=price,
         )
         session = _Session(run, dataset, options, needs)
@@ -86,6 +85,8 @@ def run_search(
     write_leaderboard(run, board)
     _sum_up(run, board)
     print(format_leaderboard(board), flush=True)
+    if search.scheduler == "population":
+        print(describe_schedules(board.trials), flush=True)
     print(close_forecast(run, board.trials, price=price), flush=True)
     if searcher.fault is not None:
         raise searcher.fault

@@ -144,16 +144,20 @@ class TrialFolder:
             return trial
         step = max(own, key=lambda step: (_rank(own[step][1].metrics.get(SCORE)), -step))
         folder, info = own[step]
-        detections = storage.join(self.location, OUT_OF_FOLD)
-        storage.write_bytes(detections, storage.read_bytes(storage.join(folder, OUT_OF_FOLD)))
         score = info.metrics.get(SCORE)
         return dataclasses.replace(
             trial,
             score=math.nan if score is None else score,
             steps=step,
             checkpoint=folder,
-            detections=detections,
+            detections=self._take_detections(folder),
         )
+
+    def _take_detections(self, checkpoint: str) -> str:
+        """Copies the detections beside a checkpoint to where they outlive it."""
+        detections = storage.join(self.location, OUT_OF_FOLD)
+        storage.write_bytes(detections, storage.read_bytes(storage.join(checkpoint, OUT_OF_FOLD)))
+        return detections
 
     def keep(self, report: dict[str, Any], checkpoint: str | Path, *, hold: int = 0) -> Trial:
         """A report and its checkpoint: kept are the best checkpoint, the newest, and that of step `hold`.
@@ -176,10 +180,12 @@ class TrialFolder:
             peak_memory_mb=max((r.get("peak_memory_mb") or 0.0 for r in history), default=0.0),
         )
         if not before.checkpoint or _rank(report.get(SCORE)) > _rank(before.score):
-            detections = storage.join(self.location, OUT_OF_FOLD)
-            storage.write_bytes(detections, storage.read_bytes(storage.join(folder, OUT_OF_FOLD)))
             trial = dataclasses.replace(
-                trial, score=report[SCORE], steps=report["step"], checkpoint=folder, detections=detections
+                trial,
+                score=report[SCORE],
+                steps=report["step"],
+                checkpoint=folder,
+                detections=self._take_detections(folder),
             )
         self._write(trial, dataset)
         self._keep_only({trial.checkpoint, folder, storage.join(self.location, f"step-{hold:08d}")})

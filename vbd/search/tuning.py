@@ -34,9 +34,6 @@ from vbd.versions import check_versions
 
 T = TypeVar("T")
 
-# How long a trial waits for a store that is out of reach, or a disk that is full, before its attempt ends.
-PATIENCE_SECONDS = storage.PATIENCE_SECONDS
-
 
 def proposal_of(drawn: dict[str, Any]) -> tuple[Proposal, int]:
     """The proposal and the number of the trial in what Tune hands to it."""
@@ -143,7 +140,7 @@ class ProposalSearcher(Searcher):
 
     def reach(self, action: Callable[[], T]) -> T | None:
         """What `action` on the run folder returns, tried again for a while; None when it fails still: the search ends."""
-        seconds = PATIENCE_SECONDS if self.fault is None else 0
+        seconds = storage.PATIENCE_SECONDS if self.fault is None else 0
         try:
             return storage.patiently(action, seconds=seconds, say=lambda text: print(text, flush=True))
         except StoreError as error:
@@ -252,7 +249,7 @@ def patiently(action: Callable[[], T], folder: TrialFolder) -> T:
     def say(text: str) -> None:
         print(f"trial {folder.trial_id}{on_host()}: {text}", flush=True)
 
-    return storage.patiently(action, seconds=PATIENCE_SECONDS, say=say)
+    return storage.patiently(action, seconds=storage.PATIENCE_SECONDS, say=say)
 
 
 def device_name() -> str:
