@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from rich.console import Console
 
 from tests.search.histories import reports, trial_of
@@ -17,6 +18,7 @@ from tests.search.trials import RCNN, FakeTrials, config_of
 from vbd.config import SearchConfig, TrainConfig
 from vbd.search import progress as module
 from vbd.search.forecast import Devices
+from vbd.search.live_table import LiveTable, shown
 from vbd.search.progress import Plan, SearchProgress, in_brief
 from vbd.search.proposals import Proposal
 from vbd.search.rates import Rate, combination_of
@@ -54,7 +56,7 @@ def made(told: Told, tmp_path: Path) -> Make:
     def make(configs: list[TrainConfig], *, price: float | None = None, **more: Any) -> SearchProgress:
         rates = {combination_of(config): RATE for config in configs}
         plan = Plan(FIFO, configs, total=len(configs), rates=rates, devices=lambda: Devices("GPU", 2, 1), price=price)
-        return SearchProgress(plan, str(tmp_path / "run"), is_terminal=more.pop("is_terminal", False), **more)
+        return SearchProgress(plan, str(tmp_path / "run"), **more)
 
     return make
 
@@ -192,36 +194,70 @@ def test_a_report_after_a_restart_takes_the_place_of_those_it_repeats(made: Make
     assert "yolox 0.3000" in progress.standing  # the checkpoint of step 20 was lost
 
 
-def test_the_table_shows_families_and_what_runs_on_a_terminal(made: Make) -> None:
+def drawn(progress: SearchProgress, *, columns: int, rows: int) -> list[str]:
+    """The lines of the live table on a terminal of that size."""
+    text = StringIO()
+    Console(file=text, width=columns, height=rows, force_terminal=True, color_system=None).print(LiveTable(progress))
+    return text.getvalue().splitlines()
+
+
+def test_the_table_shows_families_and_what_runs_on_a_wide_terminal(made: Make) -> None:
     configs = [config_of(seed) for seed in range(14)]
-    progress = made(configs, is_terminal=True)
+    progress = made(configs)
     for config in configs:
         results(progress, config)
     results(progress, configs[0], report(10, 0.25))
-    text = StringIO()
-    Console(file=text, width=160).print(progress.table())
-    table = text.getvalue()
+    table = "\n".join(drawn(progress, columns=200, rows=50))
     assert table.splitlines()[1].startswith("0/14 trials | ")
     assert re.search(r"yolox +0 +14 +0\.2500 +\w{10} yolox nano ", table)
     assert re.search(r"10/40 +1\.250 +0\.2500 +71 +node cuda:1", table)
     assert table.count("0/40") == 12  # one of them is 10/40
-    assert "and 2 more that run" in table
+    assert "and 2 more running" in table
+
+
+def test_the_table_fits_a_terminal_of_80_columns_and_24_rows(made: Make) -> None:
+    configs = [config_of(seed, **more) for seed in range(12) for more in ({}, RCNN)]
+    progress = made(configs, price=2.0)
+    for config in configs:
+        results(progress, config, report(10, 0.25))
+    table = drawn(progress, columns=80, rows=24)
+    assert len(table) < 24
+    assert max(map(len, table)) <= 80
+    first = trial_id_of(configs[0])
+    assert sum(re.search(rf"^{first}  yolox A lr 0.001 +10/40 +1.250 ", line) is not None for line in table) == 1
+    assert table[-1] == "and 12 more running"
+    assert drawn(progress, columns=80, rows=14)[-1] == "and 20 more running"
+
+
+def test_what_tune_pickles_of_the_progress_is_plain_while_the_table_is_drawn(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    config = config_of(0)
+    progress = made([config])
+    with shown(progress):
+        results(progress, config, report(10, 0.25))
+        again = cloudpickle.loads(cloudpickle.dumps(progress))
+    assert again.standing == progress.standing
+    assert "yolox 0.2500" in again.standing
 
 
 def test_a_terminal_gets_lines_above_its_table_for_what_ends_alone(
-    made: Make, prepared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Make, prepared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(0)
     trials = FakeTrials(str(tmp_path / "run"), tmp_path, prepared)
     trials.begin(config)
     trials.report(config, step=40, score=0.4)
     trials.folder(config).finish()
-    with made([config], is_terminal=True) as progress:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    progress = made([config])
+    with shown(progress):
         results(progress, config, report(10, 0.25))
         progress.on_trial_complete(0, [], of_tune(config))
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert len(told) == 1
-    assert "| done; best so far: yolox 0.4000" in told[0]
+    written = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|[\r\n]", " ", capsys.readouterr().out)  # without the terminal's commands
+    assert " ".join(written.split()).count("| done; best so far: yolox 0.4000") == 1
+    assert "step 10/40" not in written
 
 
 def test_the_forecast_is_not_made_anew_for_every_report(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,11 @@
-"""How a search stands while it runs: a live table on a terminal, lines in a log, and Ray's metrics."""
+"""The state of a search while it runs, in lines for a log and in Ray's metrics; `live_table` draws it on a terminal."""
 
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import tune
 
@@ -22,11 +21,6 @@ from vbd.search.rates import Rates
 from vbd.search.trial import ENDED, TrialFolder, trial_id_of
 from vbd.search.tuning import proposal_of
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
-# Rows of the live table; on a large cluster the others are counted only.
-_MOST_ROWS = 12
 # In a report's line, beyond which it leaves the variant out: the trial's id tells it.
 _MOST_CHARACTERS = 140
 # With thousands of trials a forecast takes a while: this share of the time at most.
@@ -46,9 +40,10 @@ class Plan:
 
 
 class SearchProgress(tune.Callback):
-    """Tells every report and how each trial ends; a context manager, inside which a terminal shows the table."""
+    """Prints every report and how each trial ends. Holds plain data only, since Tune pickles its callbacks."""
 
-    def __init__(self, plan: Plan, run: str, *, known: Iterable[Trial] = (), is_terminal: bool | None = None):
+    def __init__(self, plan: Plan, run: str, *, known: Iterable[Trial] = ()):
+        self.has_table = False  # a live table shows the reports: they are not printed as lines
         self._plan, self._run = plan, run
         self._trials = {trial.trial_id: _at_rest(trial) for trial in known}
         self._started = time.monotonic()
@@ -56,16 +51,6 @@ class SearchProgress(tune.Callback):
         self._metrics = SearchMetrics(run.rstrip("/").rpartition("/")[2])
         self._expected: Forecast | None = None
         self._expected_until = -math.inf  # when it is old
-        self._live = _live(self) if (sys.stdout.isatty() if is_terminal is None else is_terminal) else None
-
-    def __enter__(self) -> "SearchProgress":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
 
     # ------------------------------------------------------------------------------------------------ called by Tune
 
@@ -90,7 +75,7 @@ class SearchProgress(tune.Callback):
         self._trials[there.trial_id] = replace(
             there, status="running", history=history, metrics=result, steps=result["step"], score=best
         )
-        if self._live is None:
+        if not self.has_table:
             self._say(there, _report_in_words(result, there.config), host=result.get("host", ""), is_report=True)
         self._tell_metrics()
 
@@ -120,9 +105,20 @@ class SearchProgress(tune.Callback):
     # ------------------------------------------------------------------------------------------------------ in words
 
     @property
+    def trials(self) -> list[Trial]:
+        """What is known of every trial that has begun. A copy: the live table is drawn in a thread of its own."""
+        return list(self._trials.values())
+
+    @property
+    def title(self) -> str:
+        """How many trials have ended, the time since the start, and what has been spent."""
+        elapsed = in_time(time.monotonic() - self._started)
+        return " | ".join([f"{self._ended}/{self._plan.total} trials", f"{elapsed} so far", *self._cost()])
+
+    @property
     def standing(self) -> str:
         """The best of each family so far, what has been spent, and the time left."""
-        best = _best_of_families(self._trials.values())
+        best = best_of_families(self.trials)
         told = [f"{family} {trial.score:.4f}" for family, trial in best.items()]
         return "; ".join(["best so far: " + ("  ".join(told) or "none"), *self._cost()])
 
@@ -145,43 +141,13 @@ class SearchProgress(tune.Callback):
         line = f"{stand} | {trial.trial_id} {in_brief(trial.config)}{on_host} | {text}"
         if is_report and len(line) > _MOST_CHARACTERS:
             line = f"{stand} | {trial.trial_id} {in_brief(trial.config, variant=False)}{on_host} | {text}"
-        if self._live:
-            self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the table
-        else:
-            print(line, flush=True)
-
-    # ------------------------------------------------------------------------------------------------------ the table
-
-    def table(self) -> "Group":
-        """The table of a terminal: each family, and the trials that run."""
-        from rich.console import Group
-        from rich.table import Table
-
-        elapsed = in_time(time.monotonic() - self._started)
-        title = " | ".join([f"{self._ended}/{self._plan.total} trials", f"{elapsed} so far", *self._cost()])
-        families = Table("family", "ended", "running", "best score", "of", box=None, pad_edge=False)
-        best = _best_of_families(self._trials.values())
-        for family, counts in _states_by_family(self._trials.values()).items():
-            leader = best.get(family)
-            families.add_row(
-                family,
-                str(sum(counts[status] for status in ENDED)),
-                str(counts["running"]),
-                f"{leader.score:.4f}" if leader else "–",
-                f"{leader.trial_id} {in_brief(leader.config)}" if leader else "",
-            )
-        running = [trial for trial in self._trials.values() if trial.status == "running"]
-        rows = Table("running", "", "step", "loss", "score", "images/s", "where", box=None, pad_edge=False)
-        for trial in running[:_MOST_ROWS]:
-            rows.add_row(trial.trial_id, in_brief(trial.config), *_cells(trial))
-        more = [f"and {len(running) - _MOST_ROWS} more that run"] if len(running) > _MOST_ROWS else []
-        return Group("", title, families, "", rows, *more)
+        print(line, flush=True)
 
     # ---------------------------------------------------------------------------------------------------------- state
 
     @property
     def _ended(self) -> int:
-        return sum(trial.status in ENDED for trial in self._trials.values())
+        return sum(trial.status in ENDED for trial in self.trials)
 
     def _of(self, trial: Any) -> Trial:
         """What is known of a trial of Tune's."""
@@ -200,7 +166,7 @@ class SearchProgress(tune.Callback):
         return found
 
     def _tell_metrics(self) -> None:
-        trials = list(self._trials.values())
+        trials = self.trials
         now = time.monotonic()
         if now >= self._expected_until:
             plan = self._plan
@@ -216,7 +182,7 @@ class SearchProgress(tune.Callback):
             states.setdefault(status, 0)  # a gauge keeps its last value until it is told another
         self._metrics.update(
             states,
-            {family: trial.score for family, trial in _best_of_families(trials).items()},
+            {family: trial.score for family, trial in best_of_families(trials).items()},
             device_hours=expected.spent,
             forecast_device_hours=expected.expected,
         )
@@ -227,12 +193,6 @@ def in_brief(config: TrainConfig, *, variant: bool = True) -> str:
     strength = "" if config.policy == "A" else f" x{config.strength:g}"
     model = f"{config.detector} {config.variant}" if variant else config.detector
     return f"{model} {config.policy}{strength} lr {config.learning_rate:.2g}"
-
-
-def _live(progress: SearchProgress) -> Any:
-    from rich.live import Live
-
-    return Live(get_renderable=progress.table, refresh_per_second=1, transient=True)
 
 
 def _new(config: TrainConfig, number: int) -> Trial:
@@ -247,7 +207,8 @@ def _at_rest(trial: Trial) -> Trial:
     return replace(trial, status="unfinished") if trial.status == "running" else trial
 
 
-def _best_of_families(trials: Iterable[Trial]) -> dict[str, Trial]:
+def best_of_families(trials: Iterable[Trial]) -> dict[str, Trial]:
+    """The trial with the best score of each family, families in alphabetical order."""
     best: dict[str, Trial] = {}
     for trial in ranked(list(trials)):
         if is_scored(trial):
@@ -255,35 +216,14 @@ def _best_of_families(trials: Iterable[Trial]) -> dict[str, Trial]:
     return dict(sorted(best.items()))
 
 
-def _states_by_family(trials: Iterable[Trial]) -> dict[str, Counter[str]]:
-    states: dict[str, Counter[str]] = {}
-    for trial in trials:
-        states.setdefault(trial.config.detector, Counter())[trial.status] += 1
-    return states
-
-
 def _report_in_words(result: Mapping[str, Any], config: TrainConfig) -> str:
     name = score_name([config.detector])
     return (
-        f"step {result['step']}/{config.steps}  loss {result['loss']:.3f}  {name} {_score(result.get(SCORE))}  "
+        f"step {result['step']}/{config.steps}  loss {result['loss']:.3f}  {name} {in_digits(result.get(SCORE))}  "
         f"{result['images_per_second']:.0f} images/s"
     )
 
 
-def _cells(trial: Trial) -> tuple[str, ...]:
-    if not trial.history:
-        return (f"0/{trial.config.steps}", "", "", "", "")
-    last = trial.history[-1]
-    where = f"{last.get('host', '')} {last.get('device', '')}".strip()
-    return (
-        f"{last['step']}/{trial.config.steps}",
-        f"{last['loss']:.3f}",
-        _score(last.get(SCORE)),
-        f"{last['images_per_second']:.0f}",
-        where,
-    )
-
-
-def _score(value: float | None) -> str:
-    """A fold without findings has no score."""
-    return "–" if value is None or value != value else f"{value:.4f}"
+def in_digits(score: float | None) -> str:
+    """A score with four digits, or a dash: a fold without findings has none."""
+    return "–" if score is None or score != score else f"{score:.4f}"

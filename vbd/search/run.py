@@ -21,6 +21,7 @@ from vbd.records import Trial
 from vbd.search.calibrate import close_forecast, devices_of, prepare_forecast
 from vbd.search.keeping import Keeper, keep_best
 from vbd.search.leaderboard import Leaderboard, format_leaderboard, ranked, write_leaderboard
+from vbd.search.live_table import shown
 from vbd.search.loggers import loggers
 from vbd.search.outage import fit
 from vbd.search.population import describe_population, describe_schedules
@@ -153,7 +154,7 @@ class _Session:
             callbacks=[progress, *self._logs],
             run=run,
         )
-        with _stop_on_sigterm() as stopped, progress:
+        with _stop_on_sigterm() as stopped, shown(progress):
             fit(tuner, run, fault=lambda: searcher.fault)
         return searcher, bool(stopped)
 
