@@ -1,6 +1,7 @@
 """The exploratory report of a prepared dataset."""
 
 from vbd.cli import main
+from vbd.outputs import check_outputs
 
 
 def eda(*, data: str, output: str, picture: str | None = None) -> None:
@@ -11,14 +12,15 @@ def eda(*, data: str, output: str, picture: str | None = None) -> None:
         output: The page, an HTML file; a path or a URI such as s3://bucket/eda.html.
         picture: Also write a PNG of one image with its readers' boxes beside the fused ones.
     """
+    check_outputs({"--output": (output, "page"), "--picture": (picture, "picture")}, reads={"--data": data})
     from vbd.reports.eda import write_eda
     from vbd.reports.gallery import readme_picture
 
-    write_eda(data, output)
-    print(f"{output}: written; open it in any browser")
-    if picture:
+    if picture:  # first: it needs an image with a finding, and nothing is written where there is none
         image_id = readme_picture(data, picture)
         print(f"{picture}: image {image_id}")
+    write_eda(data, output)
+    print(f"{output}: written; open it in any browser")
 
 
 if __name__ == "__main__":

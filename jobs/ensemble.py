@@ -2,8 +2,10 @@
 
 from typing import Literal
 
+from vbd import storage
 from vbd.cli import connect, main
 from vbd.config import Device
+from vbd.outputs import check_outputs
 from vbd.summary import tell
 
 
@@ -37,13 +39,19 @@ def ensemble(
         html: Also write a page of figures and pictures to this file.
         device: Where the detectors run.
     """
+    submission = output or storage.join(run, "submission.csv")
+    check_outputs(
+        {"--output": (submission, "submission"), "--html": (html, "page")},
+        reads={"--data": data},
+        beside={"--run": run},
+    )
     from vbd.config import RunOptions
     from vbd.ensemble.build import build_ensemble
     from vbd.ensemble.fit import plan_of
 
     plan = plan_of(gate=gate, trials=trials, seed=seed, replicates=replicates)
     connect()
-    result = build_ensemble(run, data, output=output, options=RunOptions(device=device), plan=plan)
+    result = build_ensemble(run, data, output=submission, options=RunOptions(device=device), plan=plan)
     tell(submission=result.output)
     print(result.summary)
     if html is not None:

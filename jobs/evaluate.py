@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from vbd.cli import main
 from vbd.config import Device
 from vbd.errors import InputError
+from vbd.outputs import check_outputs
 
 
 def evaluate(
@@ -55,6 +56,11 @@ def evaluate(
         "--device": (device != "auto", ("--run",)),
     }
     _check_given({"--predictions": predictions, "--run": run, "--check": check}, flags)
+    check_outputs(
+        {"--json": (json, "examination" if check else "scores"), "--html": (html, "page")},
+        reads={"--data": data},
+        beside={"--predictions": predictions, "--against": against, "--check": check},
+    )
     if run is not None:
         from vbd.search.replay import replay_run
 

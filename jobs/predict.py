@@ -8,6 +8,7 @@ import tyro
 from vbd.cli import connect, main
 from vbd.config import Device
 from vbd.errors import InputError
+from vbd.outputs import check_outputs
 from vbd.summary import tell
 
 
@@ -49,6 +50,16 @@ def predict(
         device: Where they run.
         overwrite: Replace other predictions in the output folder.
     """
+    check_outputs(
+        {
+            "--output": (output, "predictions"),
+            "--coco": (coco, "coco"),
+            "--overlay": (overlay, "pictures"),
+            "--dicom-sr": (dicom_sr, "pictures"),
+        },
+        reads={"--images": images} | {f"--checkpoint {folder}": folder for folder in checkpoint},
+        beside={"--run": run, "--ensemble": ensemble},
+    )
     from vbd.config import RunOptions
     from vbd.ensemble.apply import ensemble_checkpoints, write_ensemble
     from vbd.ensemble.predict import Request, name_checkpoints, write_predictions

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from vbd.cli import connect, main
+from vbd.outputs import check_outputs
 
 
 def prepare(
@@ -55,6 +56,7 @@ def prepare(
         max_rejects: Fail when more files and rows than this cannot be used.
         overwrite: Replace a dataset of other images or options in the output folder.
     """
+    check_outputs({"--output": (output, "folder")}, reads={"--source": source})
     from vbd.config import PrepareConfig
     from vbd.data.materialise import prepare_and_materialise
 

@@ -1,6 +1,7 @@
 """The report of a search."""
 
 from vbd.cli import main
+from vbd.outputs import check_outputs
 
 
 def report(*, run: str, output: str, data: str | None = None) -> None:
@@ -12,6 +13,7 @@ def report(*, run: str, output: str, data: str | None = None) -> None:
         data: The prepared dataset of the search; with it scores get bootstrap intervals, and the page shows each class and
             pictures of what was found and missed.
     """
+    check_outputs({"--output": (output, "page")}, reads={"--data": data}, beside={"--run": run})
     from vbd.reports.search import write_search_report
 
     write_search_report(run, output, data=data)

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from vbd.cli import main
+from vbd.outputs import check_outputs
 from vbd.summary import tell
 
 
@@ -29,6 +30,7 @@ def sample(
         seed: The same seed gives the same bytes.
         processes: Processes that draw at the same time.
     """
+    check_outputs({"--output": (output, "folder")})
     from vbd.data.phantom import write_phantom
 
     options: dict[str, Any] = {"size": size, "abnormal_share": abnormal_share, "seed": seed, "processes": processes}

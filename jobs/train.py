@@ -6,6 +6,7 @@ import tyro
 
 from vbd.cli import connect, main
 from vbd.config import Family, Input
+from vbd.outputs import check_outputs
 
 
 def train(
@@ -50,6 +51,12 @@ def train(
         keep: How many of the newest checkpoints stay beside the best.
         resume: Go on with what the output folder holds; needs no other flag.
     """
+    sources = {"--run": run, "--second-stage": second_stage}
+    check_outputs(
+        {"--output": (output, "folder")},
+        reads={"--data": data, "--config": config, "--weights": weights},
+        beside=sources,
+    )
     flags = {name: value for name, value in locals().items() if name not in ("output", "resume")}
     from vbd.config import RunOptions
     from vbd.search.leaderboard import best_configs

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vbd import summary, versions
+from vbd.credentials import refuse_credentials
 from vbd.errors import InputError, input_error_within
 
 # 0 is done, and 1 a fault of ours with its traceback, or a defect that jobs/evaluate.py was to look for. docs/jobs.md has
@@ -95,6 +96,9 @@ def main(job: Callable[..., Any]) -> None:
 def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
     """The job with the flags of the command line; a wrong flag raises InputError, and `--help` ends the process."""
     import tyro
+
+    for word in sys.argv[1:]:  # before anything repeats it
+        refuse_credentials(word)
 
     @functools.wraps(job)
     def bound(*values: Any, **flags: Any) -> Callable[[], Any]:

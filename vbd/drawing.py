@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.boxes import Boxes
+from vbd.outputs import PICTURE_MARK
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -157,15 +158,17 @@ def png(image: NDArray[np.uint8], *, greys: int | None = 128) -> bytes:
     An RGB one keeps `greys` greys and shades of the layers' colours, at a third of the size; None keeps every colour.
     """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    picture = Image.fromarray(image)
+    picture, mark = Image.fromarray(image), PngInfo()
+    mark.add_text(*PICTURE_MARK)
     if image.ndim == 3 and greys is not None:
         # A palette of our own: one computed from the picture spends itself on noise and loses greys or lines.
         palette = Image.new("P", (1, 1))
         palette.putpalette(_palette(greys).tobytes())
         picture = picture.quantize(palette=palette, dither=Image.Dither.NONE)
     stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
+    picture.save(stream, "PNG", optimize=True, pnginfo=mark)
     return stream.getvalue()
 
 

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
+from vbd.outputs import Kind, check_outputs
 from vbd.summary import tell
 
 # The embedded dataset of the smoke preset: small enough for a laptop, large enough that detectors learn.
 SAMPLE_IMAGES = 1_500
 SAMPLE_TEST_IMAGES = 200
 SAMPLE_SIZE = 320
+_SAMPLE = "data"  # folder of the raw and the prepared sample
 
 
 def run_pipeline(
@@ -32,10 +34,11 @@ def run_pipeline(
     """
     from vbd.ensemble.build import build_ensemble
     from vbd.search.run import run_search
+    from vbd.search.tuner import needs_of
 
+    check_pipeline(search, data=data, storage_root=storage_root, name=name)
+    needs_of(search, options)  # what the cluster can never place is refused before the sample is made
     if data is None:
-        if search.preset != "smoke":
-            raise InputError(f"preset {search.preset} needs --data, a prepared dataset (jobs/prepare.py makes one)")
         with _stage("sample and prepare"):
             data = _sample_dataset(search.candidates[0].base.image_size)
     with _stage("search"):
@@ -50,12 +53,30 @@ def run_pipeline(
     print(f"             python jobs/ensemble.py --run {run} --data {data} --html ensemble.html")
 
 
+def check_pipeline(search: SearchConfig, *, data: str | None, storage_root: str, name: str) -> None:
+    """Raises InputError for what can be seen to be wrong with a search before anything is made for it; needs no Ray."""
+    from vbd.data.prepared import open_dataset
+    from vbd.search.leaderboard import read_leaderboard
+    from vbd.search.settings import run_folder
+
+    if data is None and search.preset != "smoke":
+        raise InputError(f"preset {search.preset} needs --data, a prepared dataset (jobs/prepare.py makes one)")
+    places: dict[str, tuple[str | None, Kind]] = {"--storage": (run_folder(storage_root, name), "folder")}
+    if data is None:
+        places["the sample"] = (_SAMPLE, "folder")
+    else:
+        open_dataset(data)
+    check_outputs(places, reads={"--data": data}, beside={"--warm-start": search.warm_start})
+    if search.warm_start:
+        read_leaderboard(search.warm_start)
+
+
 def _sample_dataset(image_size: int) -> str:
-    """The phantom dataset in `data/`, made on the first call."""
+    """The prepared phantom dataset, made on the first call."""
     from vbd.data.phantom import write_phantom
     from vbd.data.prepare import prepare
 
-    raw, prepared = "data/phantom", f"data/phantom-{image_size}"
+    raw, prepared = f"{_SAMPLE}/phantom", f"{_SAMPLE}/phantom-{image_size}"
     print(f"{raw}: {SAMPLE_IMAGES + SAMPLE_TEST_IMAGES} synthetic chest X-rays", flush=True)
     write_phantom(
         raw,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from vbd.credentials import refuse_credentials
 from vbd.errors import InputError, StoreError, UnreachableError
 
 if TYPE_CHECKING:
@@ -80,17 +81,10 @@ def filesystem(location: str) -> "tuple[FileSystem, str]":
 
     if is_local(location):
         return fs.LocalFileSystem(), absolute(location)
+    refuse_credentials(location)
     scheme, _, rest = location.partition("://")
     store, slash, path = rest.partition("/")
-    user, _, _ = store.rpartition("@")
-    if user and (scheme, user) != ("gs", "anonymous"):  # which is how a public bucket is called
-        raise InputError(
-            f"{scheme}://...@{store.rpartition('@')[2]}{slash}{path}: holds a user or password, which would show in logs and "
-            "on disk; leave it out and set it in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
     try:
-        if "?" in location:
-            return fs.FileSystem.from_uri(location)
         files, root = _open_store(f"{scheme}://{store}?{_OPTIONS.get(scheme, '')}".rstrip("?"))
     except OSError as error:
         raise _fault(f"{location}: cannot open this store", error) from error

@@ -19,12 +19,13 @@ from vbd import storage
 from vbd.boxes import as_boxes, clip, has_area
 from vbd.errors import InputError, StoreError
 from vbd.labels import NO_FINDING, NO_FINDING_BOX
+from vbd.outputs import SUBMISSION_HEADER
 from vbd.records import Detections
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-HEADER = "image_id,PredictionString"
+HEADER = SUBMISSION_HEADER
 # Confidences must be above 0: what is smaller is written as this.
 MIN_CONFIDENCE = 1e-6
 NO_BOX = "an image without findings needs `14 1 0 0 1 1`"

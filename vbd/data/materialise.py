@@ -29,6 +29,7 @@ from vbd.data.prepare import bytes_of_images, check_is_ours, prepare
 from vbd.data.prepare_tasks import count_in_ray, run_tasks
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
 from vbd.errors import InputError
+from vbd.placement import check_decoding
 from vbd.records import Row
 from vbd.summary import tell
 
@@ -93,7 +94,7 @@ def prepare_and_materialise(
         _check_options(dataset, config, source)
     else:
         base = storage.join(output, _BASE)
-        _check_output(output, None, overwrite=overwrite)
+        _check_output(output, _told(augmentation), overwrite=overwrite)
         dataset = prepare(source, base, config, **how)
     # What was made of an earlier state of the same raw data is made anew where it has changed.
     is_own = dataset.location == storage.absolute(storage.join(output, _BASE))
@@ -146,14 +147,12 @@ def materialise(
     options or, unless it is to `follow` the prepared one, of another prepared dataset.
     """
     _check(augmentation)
-    told = dataclasses.asdict(augmentation) | {"version": _VERSION, "dataset": dataset.fingerprint}
+    told = _told(augmentation) | {"dataset": dataset.fingerprint}
     _check_output(output, {name: told[name] for name in told if name != "dataset" or not follow}, overwrite=overwrite)
     rows = read_rows(dataset, ["image_id", "fold", "labels"])
     train = [row for row in rows.to_pylist() if row["fold"] != TEST_FOLD]
     _check_ids([row["image_id"] for row in train], dataset)
     tasks = _tasks(train, told)
-    storage.delete_file(storage.join(output, _MANIFEST))
-    storage.write_json(storage.join(output, _PLAN), told)
     stale = _stale(tasks, output)
     waiting = {image_id for task in stale for image_id in json.loads(task["image_ids"])}
     pictures = sum(len(augmentation.transforms(row["labels"])) for row in train if row["image_id"] in waiting)
@@ -161,14 +160,22 @@ def materialise(
     options = {"location": dataset.location, "output": storage.absolute(output), "augmentation": augmentation}
     if stale:
         connect()
+        check_decoding(1)
+    storage.delete_file(storage.join(output, _MANIFEST))
+    storage.write_json(storage.join(output, _PLAN), told)
     run_tasks(stale, _write_part, title=f"policy {augmentation.policy}", total=len(waiting), **options)
     return _publish(dataset, output, augmentation, tasks)
 
 
-def _check_output(output: str, told: dict[str, Any] | None, *, overwrite: bool) -> None:
-    """`told` is what is about to be written; None before it is known."""
+def _told(augmentation: Augmentation) -> dict[str, Any]:
+    """What `augmentation.json` holds, but for the dataset."""
+    return dataclasses.asdict(augmentation) | {"version": _VERSION}
+
+
+def _check_output(output: str, told: dict[str, Any], *, overwrite: bool) -> None:
+    """Raises InputError for a folder with other files, or with an augmented dataset of which something `told` differs."""
     check_is_ours(output, _PLAN, what="augmented dataset", besides=(_BASE,))
-    if told is None or overwrite or not storage.exists(storage.join(output, _PLAN)):
+    if overwrite or not storage.exists(storage.join(output, _PLAN)):
         return
     old = storage.read_object(storage.join(output, _PLAN))
     other = next((name for name, value in told.items() if old.get(name) != value), None)

@@ -28,6 +28,7 @@ from vbd.data.prepared import SCHEMA, PreparedDataset, open_dataset
 from vbd.data.sources import Source, describe, read_source
 from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
+from vbd.placement import check_decoding
 from vbd.rejects import REJECT_COLUMNS, Reject, reject, reject_reasons
 
 _MANIFEST, _PLAN, _REJECTS, _SAMPLE = "dataset.json", "plan.json", "rejects.csv", "sample_submission.csv"
@@ -61,7 +62,6 @@ def prepare(
     suffix = suffix_of(config.image_format)
     shards = plan_shards(wanted_images(found, config), config.shard_size)
     check_is_ours(output, _PLAN, what="dataset")
-    storage.remove_leftovers(output)
     earlier = look_around(output, pixel_key(config))
     if not overwrite:
         _check_is_this_one(output, config, {row["image_id"] for shard in shards for row in shard.rows}, earlier)
@@ -73,7 +73,9 @@ def prepare(
     storage.need_space(output, 2 * bytes_of_images(sum(len(shard.rows) for shard in stale), config))
     if stale:
         connect()
+        check_decoding(1)
         _begin(output, config)
+    storage.remove_leftovers(output)
     write_shards(stale, earlier, output, config, suffix=suffix)
     return _publish(found, output, config, shards=shards, max_rejects=max_rejects)
 

@@ -18,7 +18,7 @@ from vbd.ensemble.predict_images import Item, images_in_folder, images_of_part
 from vbd.ensemble.predict_models import Checkpoint, TestTimeAugmentation, open_checkpoint
 from vbd.ensemble.predict_outputs import Extras, Found, write_extras
 from vbd.ensemble.predict_parts import Output
-from vbd.ensemble.predict_stages import Pools, found_parts
+from vbd.ensemble.predict_stages import Pools, found_parts, site_of
 from vbd.errors import InputError
 from vbd.progress import Progress
 from vbd.records import Detections, detections_from_table
@@ -156,6 +156,7 @@ def _fill(
     workers: int | None,
     say: Callable[[str], None],
 ) -> None:
+    site_of(options, workers)  # refuses before the folder is begun
     missing = {number: list(parts[number]) for number in output.begin()}
     total, left = sum(map(len, parts)), sum(map(len, missing.values()))
     if left < total:

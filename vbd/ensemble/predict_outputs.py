@@ -20,6 +20,7 @@ from vbd.ensemble.predict_images import Item, is_raw, read_item
 from vbd.ensemble.predict_sr import structured_report
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
+from vbd.outputs import FOLDER_MARK
 from vbd.records import Detections, detections_from_table
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ def write_extras(
 
     `images` is the folder or prepared dataset of the items. With several checkpoints each has files or a folder of its own.
     """
+    for folder, kind in ((extras.overlay, "pictures"), (extras.dicom_sr, "structured reports")):
+        if folder:
+            storage.write_json(storage.join(folder, FOLDER_MARK), {"kind": kind})
     for each in found:
         if extras.coco:
             target = f"{extras.coco.removesuffix('.json')}-{each.name}.json" if len(found) > 1 else extras.coco

@@ -15,13 +15,13 @@ from vbd.difference import first_difference
 from vbd.ensemble.predict_images import Item
 from vbd.ensemble.predict_stages import FoundPart
 from vbd.errors import InputError
+from vbd.outputs import PREDICTIONS
 from vbd.rejects import REJECT_COLUMNS, Reject
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = 1
-PREDICTIONS = "predictions.json"
 _PARTS, _REJECTS = "parts", b"rejects"
 # Facts of an image that are no reason to look at it again: the folder may have been moved.
 _NO_FACTS = ("path",)

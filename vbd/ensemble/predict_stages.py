@@ -93,7 +93,7 @@ def found_parts(
     """
     if not parts:
         return
-    site = _site(options, workers)
+    site = site_of(options, workers)
     with told_while_waiting({"CPU": _LEAST_CORES} | ({"GPU": 1} if site.use_gpu else {}), site.detecting):
         for row in _stream(parts, checkpoints, options, augmentation, site, pools).iter_rows():
             if row["fault"]:
@@ -114,8 +114,8 @@ class _Site:
     detecting_cores: float
 
 
-def _site(options: RunOptions, workers: int | None) -> _Site:
-    """Raises InputError when decoding or detecting could never run anywhere."""
+def site_of(options: RunOptions, workers: int | None) -> _Site:
+    """Where a stream runs on this cluster; raises InputError when decoding or detecting could never run anywhere."""
     use_gpu = use_gpus(options.device)
     detecting, decoding = selector_for("training", gpu=use_gpu), check_decoding(_LEAST_CORES)
     check_workers(

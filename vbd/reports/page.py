@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd import storage
+from vbd.outputs import PAGE_MARK
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -91,7 +92,7 @@ def render_page(title: str, sections: Sequence[Section], *, synthetic: bool, sub
         f"<main>{''.join(_section(i, section) for i, section in enumerate(sections, start=1))}</main>",
     ]
     scripts = _figure_scripts(figures) if figures else ""
-    return _DOCUMENT.format(title=_text(title), style=_STYLE, body="\n".join(body), scripts=scripts)
+    return _DOCUMENT.format(mark=PAGE_MARK, title=_text(title), style=_STYLE, body="\n".join(body), scripts=scripts)
 
 
 def figure(*traces: object, height: int = 420, **layout: object) -> "go.Figure":
@@ -342,6 +343,7 @@ _DOCUMENT = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+{mark}
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; \
 style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title>

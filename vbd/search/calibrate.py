@@ -42,10 +42,12 @@ def prepare_forecast(
     needs: Workers,
     price: float | None = None,
     renew: bool = False,
+    claim: Callable[[], None] = lambda: None,
 ) -> Record:
     """Measures, forecasts, prints that and writes forecast.json; a run that has one goes on with it, unless to `renew` it.
 
-    `configs` are all that the search plans, `trials` what is known of them; `needs` are those of a trial.
+    `configs` are all that the search plans, `trials` what is known of them; `needs` are those of a trial. `claim` is called
+    before anything is written to the run's folder, when no more can be refused.
     """
     record = read_record(run)
     if record is None or renew:
@@ -54,7 +56,10 @@ def prepare_forecast(
         devices = devices_at_most(needs, trials=len(configs))
         before = forecast(configs, trials, rates, search=search, devices=devices, price=price)
         record = Record(before, rates)
+        claim()
         write_record(run, record)
+    else:
+        claim()
     print(describe(record.before), flush=True)
     return record
 

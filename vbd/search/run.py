@@ -5,7 +5,7 @@ import json
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ from vbd.search.progress import Plan, SearchProgress
 from vbd.search.proof import prove, truths_of_fold
 from vbd.search.proposals import Proposer, build_proposer
 from vbd.search.schedule import build_scheduler
+from vbd.search.settings import run_folder
 from vbd.search.space import describe, draw_configs
 from vbd.search.trial import ENDED, read_trials
 from vbd.search.tuner import Watch, build_tuner, needs_of
@@ -52,13 +53,11 @@ def run_search(
     InputError when that folder belongs to another search or another dataset, unless it may `extend` it: what is there stays,
     and what the new one adds is run. Raises KeyboardInterrupt when it was stopped, with all that has ended written.
     """
-    if not storage.is_safe_id(name):
-        raise InputError(f"--name {name!r}: want letters, digits, and . _ - only, no path")
-    dataset = open_dataset(data)
-    run = storage.join(storage.absolute(storage_root), name)
+    run, dataset = run_folder(storage_root, name), open_dataset(data)
     needs = needs_of(search, options)
-    configs, known = _open_run(run, search, dataset, extend=extend)
+    configs, known, claim = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)
+    session = _Session(run, dataset, options, needs)
     _tell(run, search, dataset, known)
     with told_while_waiting(needs.each, needs.selector):
         record = prepare_forecast(
@@ -71,6 +70,7 @@ def run_search(
             needs=needs,
             price=price,
             renew=extend,
+            claim=claim,
         )
         plan = Plan(
             search,
@@ -80,7 +80,6 @@ def run_search(
             devices=lambda: devices_of(needs),
             price=price,
         )
-        session = _Session(run, dataset, options, needs)
         searcher, stopped = session.run(search, proposer, known, plan)
     board = read_board(run, search, dataset)
     write_leaderboard(run, board)
@@ -102,14 +101,19 @@ def run_search(
 
 def _open_run(
     run: str, search: SearchConfig, dataset: PreparedDataset, *, extend: bool
-) -> tuple[list[TrainConfig], list[Trial]]:
-    """What the search plans, and what an earlier session left; writes run.json unless it is there."""
-    claim = {"search": json.loads(json.dumps(dataclasses.asdict(search))), "dataset": dataset.fingerprint}
-    is_new = _check_run_folder(run, claim, extend=extend)
-    configs = draw_configs(search, dataset)  # a space that is wrong is told before anything is written
-    if is_new:
-        storage.write_json(storage.join(run, "run.json"), claim | {"data": dataset.location})
-    return configs, _known(run, dataset)
+) -> tuple[list[TrainConfig], list[Trial], Callable[[], None]]:
+    """What the search plans, what an earlier session left, and what writes run.json unless it is there.
+
+    Nothing is written here: a search that is refused leaves no folder.
+    """
+    content = {"search": json.loads(json.dumps(dataclasses.asdict(search))), "dataset": dataset.fingerprint}
+    is_new = _check_run_folder(run, content, extend=extend)
+
+    def claim() -> None:
+        if is_new:
+            storage.write_json(storage.join(run, "run.json"), content | {"data": dataset.location})
+
+    return draw_configs(search, dataset), _known(run, dataset), claim
 
 
 def _tell(run: str, search: SearchConfig, dataset: PreparedDataset, known: Sequence[Trial]) -> None:

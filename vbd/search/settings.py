@@ -82,6 +82,13 @@ def search_from(
     return search
 
 
+def run_folder(storage_root: str, name: str) -> str:
+    """The folder of the run of a name; raises InputError for a name that is no plain one."""
+    if not storage.is_safe_id(name):
+        raise InputError(f"--name {name!r}: want letters, digits, and . _ - only, no path")
+    return storage.join(storage.absolute(storage_root), name)
+
+
 def options_from(set: Sequence[str], *, device: Device = "auto", loader_workers: int = 0) -> RunOptions:
     """The options of all trials: those of the flags, and those among the settings."""
     found = [setting for setting in (_setting(item, "--set") for item in set) if setting.name in _OPTIONS]
