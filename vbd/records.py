@@ -101,6 +101,11 @@ def detections_to_table(detections: Sequence[Detections]) -> "pa.Table":
     )
 
 
+def finds_nothing(detections: "Sequence[Detections]") -> bool:
+    """Whether there are images, and neither a box nor a P(normal) in any of them."""
+    return bool(detections) and all(not len(found.labels) and found.no_finding is None for found in detections)
+
+
 def detections_from_table(table: "pa.Table") -> list[Detections]:
     """The inverse of `detections_to_table`, in the table's order."""
     return [

@@ -20,6 +20,10 @@ FREQUENT_SHARE = 0.05
 _UNIT = 2**32
 
 
+class TooFewError(InputError):
+    """There are fewer images, or groups of them, than folds."""
+
+
 def assign_folds(
     image_ids: Iterable[str],
     label_sets: Mapping[str, Collection[int]],
@@ -35,14 +39,14 @@ def assign_folds(
     the combinations of both, so that each set of labels is spread too. Images of one group (`groups`: image id -> any
     name; an image that it does not know stands alone) stay in one fold. An image that `label_sets` does not know is
     normal; one that `trios` does not know was read by "nobody".
-    Raises InputError when there are fewer images, or groups, than folds.
+    Raises TooFewError when there are fewer images, or groups, than folds.
     """
     ids = sorted(set(image_ids))
     units = _units(ids, groups or {})
     if not 2 <= num_folds <= len(units):
         grouped = f" in {len(units)} groups of near-duplicates" if len(units) < len(ids) else ""
         wanted = f"want 2 to {len(units)}" if len(units) >= 2 else "there must be 2 or more to hold one out"
-        raise InputError(f"--folds {num_folds}: too many or too few for {len(ids)} training images{grouped}; {wanted}")
+        raise TooFewError(f"--folds {num_folds}: too many or too few for {len(ids)} training images{grouped}; {wanted}")
     chosen = _stratified(_traits(ids, label_sets, trios), units, num_folds, seed=seed)
     fold_of = {row: fold for rows, fold in zip(units, chosen, strict=True) for row in rows}
     return {image_id: fold_of[row] for row, image_id in enumerate(ids)}

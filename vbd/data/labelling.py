@@ -6,7 +6,7 @@ It runs anew in seconds whenever a label file or an option changes; the images s
 import csv
 import io
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,17 @@ def wanted_images(found: Source, config: PrepareConfig) -> "pd.DataFrame":
     return images[is_train | ((images["split"] == "test") & images["image_id"].isin(found.sample_submission))]
 
 
-def label_images(found: Source, facts: Mapping[str, ImageFacts], config: PrepareConfig) -> Labelling:
-    """Labels of the images in `facts`; what cannot be used becomes a reject."""
+def label_images(
+    found: Source,
+    facts: Mapping[str, ImageFacts],
+    config: PrepareConfig,
+    *,
+    on_rejects: Callable[[Sequence[Reject]], object] = lambda rejects: None,
+) -> Labelling:
+    """Labels of the images in `facts`; what cannot be used becomes a reject.
+
+    `on_rejects` is called with all rejects before the folds are assigned, which raises InputError when too few images are left.
+    """
     hw, rejects = _original_sizes(found, facts)
     heard = heard_readers(found, config)
     trios = {str(image_id): tuple(sorted(part)) for image_id, part in heard.groupby("image_id")["rad_id"]}
@@ -104,6 +113,7 @@ def label_images(found: Source, facts: Mapping[str, ImageFacts], config: Prepare
     test_ids = sorted(images.loc[images["split"] == "test", "image_id"])
     drawn = found.readings[found.readings["image_id"].isin(train_ids) & found.readings["rad_id"].isin(heard["rad_id"])]
     labelled, refused = fuse_images(train_ids, drawn, hw, paths, config)
+    on_rejects([*rejects, *refused])
     hashes = {i: bytes.fromhex(facts[i].perceptual_hash) for i in (*labelled, *test_ids) if facts[i].perceptual_hash}
     groups = near_duplicate_groups(hashes, {i: facts[i].sha256 for i in (*labelled, *test_ids)})
     label_sets = {image_id: set(image.labels.tolist()) for image_id, image in labelled.items()}

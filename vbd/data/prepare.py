@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vbd import storage
 from vbd.config import Layout, PrepareConfig, check_prepare_config
+from vbd.data.folds import TooFewError
 from vbd.data.images import suffix_of
 from vbd.data.labelling import ImageFacts, annotation_names, count, label_images, wanted_images, write_labels
 from vbd.data.prepare_shards import (
@@ -185,11 +186,19 @@ def _publish(
         for item in receipts
         if not item.refused
     }
-    labelling = label_images(found, facts, config)
     undecoded = [reject(paths[item.image_id], 0, item.refused) for item in receipts if item.refused]
-    rejects = [*found.rejects, *_unlisted(found), *undecoded, *labelling.rejects]
-    storage.write_csv(storage.join(output, _REJECTS), rejects, REJECT_COLUMNS)
-    _check_rejects(rejects, output, max_rejects)
+    rejects = [*found.rejects, *_unlisted(found), *undecoded]
+
+    def write_rejects(of_labels: Sequence[Reject]) -> None:
+        rejects.extend(of_labels)
+        storage.write_csv(storage.join(output, _REJECTS), rejects, REJECT_COLUMNS)
+        _check_rejects(rejects, output, max_rejects)
+
+    try:
+        labelling = label_images(found, facts, config, on_rejects=write_rejects)
+    except TooFewError as error:
+        told = f"; {len(rejects):,} files and rows were refused, see {output}/{_REJECTS}" if rejects else ""
+        raise InputError(f"{error}{told}") from None
     if not any(len(image.labels) for image in labelling.train):
         raise InputError(_nothing_left(output, found, rejects, config))
     _begin(output, config)

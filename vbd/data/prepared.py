@@ -14,6 +14,7 @@ from vbd.errors import InputError
 from vbd.records import Detections, Truth
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 SCHEMA = 2
@@ -126,6 +127,12 @@ def image_sizes(dataset: PreparedDataset, part: Part) -> dict[str, tuple[int, in
     if not len(rows):
         raise InputError(f"{dataset.location}: no images in part {part}; it has {dataset.options.num_folds} folds")
     return {ids[i]: sizes[ids[i]] for i in rows}
+
+
+def of_chosen_readers(table: "pd.DataFrame", options: PrepareConfig) -> "pd.DataFrame":
+    """The rows, by their `rad_id`, of the readers that a dataset was prepared with: readings, or who read what."""
+    is_chosen = table["rad_id"].isin(options.readers) if options.readers else True
+    return table[is_chosen & ~table["rad_id"].isin(options.without_readers)]
 
 
 def parse_part(text: str) -> Part:

@@ -13,7 +13,7 @@ from vbd import storage
 from vbd.boxes import as_boxes
 from vbd.config import PrepareConfig, ReaderFusion
 from vbd.data.labelling import fuse_images
-from vbd.data.prepared import TEST_FOLD, PreparedDataset, read_rows
+from vbd.data.prepared import TEST_FOLD, PreparedDataset, of_chosen_readers, read_rows
 from vbd.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,10 +79,9 @@ def _relabelled(location: str, fingerprint: str, options: PrepareConfig) -> "pa.
 
 
 def _readings(location: str, options: PrepareConfig) -> "pd.DataFrame":
-    """What the readers drew whom the options leave."""
+    """What the readers drew that the options leave."""
     readings = storage.read_table(storage.join(location, "annotations", "readings.parquet")).to_pandas()
-    is_chosen = readings["rad_id"].isin(options.readers) if options.readers else True
-    return readings[is_chosen & ~readings["rad_id"].isin(options.without_readers)]
+    return of_chosen_readers(readings, options)
 
 
 def _has_several(readings: "pd.DataFrame") -> bool:

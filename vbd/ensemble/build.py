@@ -20,7 +20,7 @@ from vbd.ensemble.recipe import FILE, SCHEMA
 from vbd.ensemble.summary import count_of, summary_of
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores, evaluate
-from vbd.records import Detections, Truth, detections_to_table
+from vbd.records import Detections, Truth, detections_to_table, finds_nothing
 from vbd.submission import write_submission
 from vbd.submission_check import check_submission
 from vbd.training.checkpoint import family_of
@@ -80,6 +80,9 @@ def build_ensemble(
     members = read_members(members_folder(run), dataset)
     families = {member.name: family_of(member) for member in members}
     found, truths = _common_images({m.name: m.out_of_fold() for m in members}, read_truths(dataset, "train"))
+    for name, each in found.items():
+        if finds_nothing(each):
+            say(f"warning: {name}: finds nothing in all {len(each):,} images that none was trained on")
     boxes = {name: each for name, each in found.items() if finds_boxes(families[name])}
     whole = {name: each for name, each in found.items() if not finds_boxes(families[name])}
     say(
@@ -91,6 +94,9 @@ def build_ensemble(
     truth_is_known = storage.exists(storage.join(dataset.location, "annotations", "instances_test.json"))
     wanted = [m for m in members if truth_is_known or m.name in fitted.recipe.members]
     predicted = _predict_members(wanted, dataset, options=options, say=say)
+    for name, runs in predicted.items():
+        if all(map(finds_nothing, runs)):
+            say(f"warning: {name}: finds nothing in all {len(runs[0]):,} test images")
     detections = fitted.recipe.apply(predicted)
     target = output or storage.join(run, "submission.csv")
     _write_checked(detections, target, dataset)

@@ -21,7 +21,7 @@ from vbd.ensemble.predict_parts import Output
 from vbd.ensemble.predict_stages import Pools, found_parts, site_of
 from vbd.errors import InputError
 from vbd.progress import Progress
-from vbd.records import Detections, detections_from_table
+from vbd.records import Detections, detections_from_table, finds_nothing
 from vbd.rejects import Reject
 from vbd.training.members import MANIFEST, members_folder
 
@@ -125,6 +125,10 @@ def write_predictions(
         connect()
     if not output.is_finished:
         _fill(output, parts, list(opened.values()), request, options=options, workers=workers, say=say)
+    for name, folder in request.checkpoints.items():
+        found_in = detections_from_table(output.read(name))
+        if finds_nothing(found_in):
+            say(f"warning: {folder}: finds nothing in all {len(found_in):,} images; is it trained, and on such images?")
     finished = finish and [finish()]
     if request.extras.is_any:
         found = finished or [Found(name, checkpoint.title, output.read(name)) for name, checkpoint in opened.items()]

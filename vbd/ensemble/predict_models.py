@@ -17,7 +17,7 @@ from vbd.ensemble.fusion import fuse
 from vbd.ensemble.predict_images import Item, Pixels
 from vbd.errors import InputError
 from vbd.records import Detections, Prediction
-from vbd.training.checkpoint import CheckpointInfo, load_detector, read_info, read_part
+from vbd.training.checkpoint import CheckpointInfo, load_detector, read_info, read_weights
 from vbd.training.memory import free_memory, is_memory_error
 from vbd.training.precision import autocast, choose_device
 
@@ -72,7 +72,7 @@ def open_checkpoint(folder: str, items: Sequence[Item]) -> Checkpoint:
                 f"{folder}: trained on images of --{name} {wanted}, but these were prepared with --{name} {other}; "
                 "prepare them again, or give the raw files"
             )
-    read_part(folder, "model.pt", info)
+    read_weights(folder, info)
     known = info.files.get("model.pt")
     location = storage.join(folder, "model.pt")
     digest = known["sha256"] if known else hashlib.sha256(storage.read_bytes(location)).hexdigest()

@@ -8,11 +8,11 @@ import numpy as np
 
 from vbd import storage
 from vbd.config import ResizeMode
-from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, read_truths, sample_submission_ids
+from vbd.data.prepared import Part, PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import Truth
 from vbd.reports.doctor_mend import Case, mend, score_sheet
-from vbd.reports.scores_read import in_words, parse_part
+from vbd.reports.scores_read import asked_of, in_words, parse_part, truths_of
 from vbd.submission_check import Defect, Sheet, check_sheet, counts_from_one, known_id, read_sheet
 from vbd.submission_signs import (
     REVERSED_MEND,
@@ -86,24 +86,24 @@ class Examination:
 
 
 def examine(path: str, data: str, *, part: Part | None = None, output_json: str | None = None) -> Examination:
-    """Examines a submission for a part of a prepared dataset, by default the test part.
+    """Examines a submission for a part of a prepared dataset, by default the one that its images are in.
 
     Raises InputError when the file is no text or the dataset cannot be read.
     """
-    dataset, part = open_dataset(data), "test" if part is None else part
-    sizes = image_sizes(dataset, part)
-    image_ids = sample_submission_ids(dataset) if part == "test" else list(sizes)
+    dataset = open_dataset(data)
+    asked = asked_of(path, dataset, part)
+    image_ids, sizes = asked.image_ids, dict(asked.sizes)
     sheet = read_sheet(path, image_ids)
     sizes |= {line.image_id: sizes[known] for line in sheet.lines if (known := known_id(line.image_id, sizes))}
     resized = find_resized(sheet, sizes, prepared_side=dataset.options.image_size)
     case = Case(image_ids, sizes, resized, dataset.options.resize)
-    truths, why_not = _truths(dataset, part)
+    truths, why_not = _truths(dataset, asked.parts)
     defects = _defects(sheet, case, truths)
     findings, score, mended = _findings(sheet, case, defects, truths)
     done = Examination(
         path=path,
         dataset=dataset,
-        where=in_words([part]),
+        where=in_words(asked.parts),
         rows=len(sheet.lines),
         predictions=len(sheet.values),
         findings=findings,
@@ -117,9 +117,9 @@ def examine(path: str, data: str, *, part: Part | None = None, output_json: str 
     return done
 
 
-def _truths(dataset: PreparedDataset, part: Part) -> tuple[list[Truth], str]:
+def _truths(dataset: PreparedDataset, parts: Sequence[Part]) -> tuple[list[Truth], str]:
     try:
-        return read_truths(dataset, part), ""
+        return truths_of(parts, dataset), ""
     except InputError as error:
         return [], str(error)
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vbd import storage
-from vbd.data.prepared import Part, PreparedDataset, image_sizes, open_dataset, sample_submission_ids
+from vbd.data.prepared import Part, PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores
+from vbd.records import finds_nothing
 from vbd.reports.scores_json import as_json
 from vbd.reports.scores_measure import Report, compare, measure, measure_member, rank
-from vbd.reports.scores_read import Chosen, Source, choose, choose_as, in_words, parse_part, read_predictions
+from vbd.reports.scores_read import Chosen, Source, asked_of, choose, choose_as, in_words, parse_part, read_predictions
 from vbd.reports.scores_text import as_text
 from vbd.submission_check import Defect, check_submission
 
@@ -47,8 +48,8 @@ def score_predictions(
 
     They are detections (Parquet), a submission (csv), COCO results (JSON), a folder of jobs/predict.py, a checkpoint, or
     a folder of several with a manifest, of which the best by map_40_findings is looked at closely. Without a part it is
-    the one that the predictions' images are in: the test part, or all folds that hold one of them. A submission is for
-    the test part unless told otherwise, and is checked line by line. `score_threshold` is for the confusion matrix and
+    the one that the predictions' images are in: the test part, or all folds that hold one of them. A submission is
+    also checked line by line. `score_threshold` is for the confusion matrix and
     the pictures; without one it is where there is one false box per image. Raises InputError for a file that cannot be
     read and for images that the dataset does not hold.
     """
@@ -59,7 +60,7 @@ def score_predictions(
     dataset = open_dataset(data)
     options = _Options(against, replicates, score_threshold)
     if predictions.endswith(".csv"):
-        report = _score_submission(predictions, dataset, "test" if part is None else part, options)
+        report = _score_submission(predictions, dataset, part, options)
     else:
         report = _score(read_predictions(predictions, dataset, part), dataset, part, options)
     if output_json:
@@ -74,9 +75,12 @@ def score_predictions(
 def _score(sources: Sequence[Source], dataset: PreparedDataset, part: Part | None, options: _Options) -> Report:
     """A report on the best of some sources, with a line for each member of a folder of several."""
     chosen = [choose(source, dataset, part) for source in sources]
+    empty = tuple(each.source.name for each in chosen if finds_nothing(each.detections))
     members = [measure_member(each, replicates=options.replicates) for each in chosen if each.source.member]
     best = chosen[max(range(len(members)), key=lambda i: rank(members[i].scores)) if members else 0]
-    report = Report(best.source.name, dataset, best.where, members=tuple(members), replicates=options.replicates)
+    report = Report(
+        best.source.name, dataset, best.where, members=tuple(members), empty=empty, replicates=options.replicates
+    )
     return _completed(report, best, options)
 
 
@@ -97,14 +101,13 @@ def _other(location: str, chosen: Chosen, dataset: PreparedDataset) -> Chosen:
     return max(others, key=lambda other: rank(measure_member(other, replicates=0).scores))
 
 
-def _score_submission(location: str, dataset: PreparedDataset, part: Part, options: _Options) -> Report:
-    sizes = image_sizes(dataset, part)
-    wanted = sample_submission_ids(dataset) if part == "test" else list(sizes)
-    defects = check_submission(location, image_ids=wanted, original_hw=sizes)
+def _score_submission(location: str, dataset: PreparedDataset, part: Part | None, options: _Options) -> Report:
+    asked = asked_of(location, dataset, part)
+    defects = check_submission(location, image_ids=asked.image_ids, original_hw=asked.sizes)
     report = Report(
         location,
         dataset,
-        in_words([part]),
+        in_words(asked.parts),
         is_submission=True,
         defects=tuple(_defect_line(defect) for defect in defects),
         replicates=options.replicates,
@@ -112,8 +115,8 @@ def _score_submission(location: str, dataset: PreparedDataset, part: Part, optio
     try:
         (source,) = read_predictions(location, dataset, part)
         # Images that are unknown are among the defects too: what is left can be scored.
-        known = [found for found in source.detections if found.image_id in sizes]
-        chosen = choose(replace(source, detections=known), dataset, part)
+        known = [found for found in source.detections if found.image_id in asked.sizes]
+        chosen = choose(replace(source, detections=known), dataset, asked.parts[0] if len(asked.parts) == 1 else None)
     except InputError as error:
         # An unreadable row is among the defects already; a test part without its truth is what users of real data have.
         return replace(report, why_not=str(error))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vbd import storage
-from vbd.data.prepared import PreparedDataset
+from vbd.data.prepared import PreparedDataset, of_chosen_readers
 from vbd.evaluation.agreement import HumanReference, froc_against_readers, human_reference
 from vbd.evaluation.froc import Froc, FrocCurve
 from vbd.records import READING_COLUMNS
@@ -34,14 +34,20 @@ class BesideReaders:
 
 
 def read_human(chosen: Chosen, dataset: PreparedDataset, *, iou_threshold: float) -> Human | None:
-    """The human reference for some predictions; None where no two readers of one of their images are known."""
+    """The human reference for some predictions, of the readers that the dataset was prepared with.
+
+    None where no two readers of one of their images are known.
+    """
     names = {name: storage.join(dataset.location, "annotations", f"{name}.parquet") for name in ("readings", "readers")}
     if not all(storage.exists(location) for location in names.values()):
         return None
     ids = {truth.image_id for truth in chosen.truths}
     columns = {"readings": list(READING_COLUMNS), "readers": ["image_id", "rad_id"]}
     tables = {name: storage.read_table(location, columns[name]).to_pandas() for name, location in names.items()}
-    readings, readers = (table[table["image_id"].isin(ids)] for table in (tables["readings"], tables["readers"]))
+    readings, readers = (
+        of_chosen_readers(table[table["image_id"].isin(ids)], dataset.options)
+        for table in (tables["readings"], tables["readers"])
+    )
     if not readers.groupby("image_id")["rad_id"].nunique().gt(1).any():
         return None
     return Human(

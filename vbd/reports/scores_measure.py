@@ -114,6 +114,7 @@ class Report:
     measures: Measures | None = None
     why_not: str = ""  # why nothing was measured
     members: tuple[Member, ...] = ()
+    empty: tuple[str, ...] = ()  # sets of predictions that find nothing in all images
     comparison: Comparison | None = None
     replicates: int = 0
 

@@ -1,6 +1,7 @@
 """Predictions of any kind, read as detections in original pixels, and the part of a dataset that they are about."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from vbd.data.prepared import (
     image_sizes,
     read_rows,
     read_truths,
+    sample_submission_ids,
     to_detections,
 )
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth, detections_from_table
 from vbd.submission import read_submission
+from vbd.submission_check import known_id, read_sheet
 from vbd.training.members import MANIFEST, OUT_OF_FOLD, read_members
 
 if TYPE_CHECKING:
@@ -228,14 +231,49 @@ class Chosen:
 
 def choose(source: Source, dataset: PreparedDataset, part: Part | None) -> Chosen:
     """The named part of a dataset, or else the test part, or all folds that hold one of the source's images."""
-    folds = _folds_of(source.name, source.detections, dataset)
+    _folds_of(source.name, source.detections, dataset)
     if part is not None:
         return _on(source, dataset, (part,))
-    if not folds:
+    parts = parts_holding([found.image_id for found in source.detections], dataset, name=source.name)
+    if not parts:
         raise InputError(f"{source.name}: holds no image")
-    if TEST_FOLD in folds and len(folds) > 1:
-        raise InputError(f"{source.name}: holds images of the test part and of training folds; choose one with --part")
-    return _on(source, dataset, ("test",) if TEST_FOLD in folds else tuple(folds))
+    return _on(source, dataset, parts)
+
+
+def parts_holding(image_ids: Iterable[str], dataset: PreparedDataset, *, name: str) -> tuple[Part, ...]:
+    """The test part, or all folds that hold one of the images; () where the dataset knows none of them.
+
+    Raises InputError, which begins with the `name` of what holds the images, when they are of both.
+    """
+    known = _fold_of_image(dataset)
+    counts = Counter(known[image_id] for image_id in image_ids if image_id in known)
+    if TEST_FOLD in counts and len(counts) > 1:
+        in_test = counts.pop(TEST_FOLD)
+        raise InputError(
+            f"{name}: holds {in_test:,} images of the test part and {counts.total():,} of training folds; choose one of "
+            "them with --part test or --part train"
+        )
+    return _as_parts(sorted(counts)) if counts else ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a submission is for."""
+
+    parts: tuple[Part, ...]
+    image_ids: list[str]  # that it must hold
+    sizes: dict[str, tuple[int, int]]  # original (height, width) of each image of the parts
+
+
+def asked_of(path: str, dataset: PreparedDataset, part: Part | None) -> Asked:
+    """What the submission in a file is for: the named part, or else that of its images, or else the test part."""
+    parts: tuple[Part, ...] = () if part is None else (part,)
+    if not parts:
+        known = _fold_of_image(dataset)
+        ids = [known_id(line.image_id, known) or line.image_id for line in read_sheet(path, known).lines]
+        parts = parts_holding(ids, dataset, name=path) or ("test",)
+    sizes = {image_id: hw for each in parts for image_id, hw in image_sizes(dataset, each).items()}
+    return Asked(parts, sample_submission_ids(dataset) if parts == ("test",) else sorted(sizes), sizes)
 
 
 def choose_as(first: Chosen, source: Source, dataset: PreparedDataset) -> Chosen:
@@ -252,16 +290,20 @@ def choose_as(first: Chosen, source: Source, dataset: PreparedDataset) -> Chosen
 
 def _folds_of(name: str, detections: Sequence[Detections], dataset: PreparedDataset) -> list[int]:
     """The folds that hold one of the images, sorted; raises InputError for an image that the dataset does not hold."""
-    table = read_rows(dataset, ["image_id", "fold"])
-    fold_of = dict(zip(table["image_id"].to_pylist(), table["fold"].to_pylist(), strict=True))
+    fold_of = _fold_of_image(dataset)
     unknown = next((found.image_id for found in detections if found.image_id not in fold_of), None)
     if unknown is not None:
         raise InputError(f"{name}: image {unknown!r} is not in {dataset.location}; give the dataset it was made on")
     return sorted({fold_of[found.image_id] for found in detections})
 
 
+def _fold_of_image(dataset: PreparedDataset) -> dict[str, int]:
+    table = read_rows(dataset, ["image_id", "fold"])
+    return dict(zip(table["image_id"].to_pylist(), table["fold"].to_pylist(), strict=True))
+
+
 def _on(source: Source, dataset: PreparedDataset, parts: tuple[Part, ...]) -> Chosen:
-    truths = sorted((truth for part in parts for truth in read_truths(dataset, part)), key=lambda t: t.image_id)
+    truths = truths_of(parts, dataset)
     inside = {truth.image_id for truth in truths}
     mine = [found for found in source.detections if found.image_id in inside]
     if not mine:
@@ -269,6 +311,11 @@ def _on(source: Source, dataset: PreparedDataset, parts: tuple[Part, ...]) -> Ch
             f"{source.name}: none of its images is in the {in_words(parts)} of {dataset.location}; choose another --part"
         )
     return Chosen(source, parts, truths, mine)
+
+
+def truths_of(parts: Sequence[Part], dataset: PreparedDataset) -> list[Truth]:
+    """The truths of some parts, by image id."""
+    return sorted((truth for part in parts for truth in read_truths(dataset, part)), key=lambda t: t.image_id)
 
 
 def _as_parts(folds: Sequence[int]) -> tuple[Part, ...]:

@@ -24,6 +24,7 @@ def as_text(report: Report) -> str:
     """What was measured, in lines of a terminal."""
     note = " (synthetic data: says nothing about real X-rays)" if report.dataset.synthetic else ""
     lines = [f"{report.predictions} against the {report.where} of {report.dataset.location}{note}"]
+    lines += [f"warning: {name}: finds nothing in any image" for name in report.empty]
     if report.measures is None:
         lines.append(f"not scored: {report.why_not}")
     else:

@@ -208,6 +208,18 @@ def read_part(folder: str, name: str, info: CheckpointInfo) -> dict[str, Any]:
     return read_tensors(data, location)
 
 
+def read_weights(folder: str, info: CheckpointInfo) -> dict[str, Any]:
+    """The tensors of `model.pt`; raises InputError, beside that of `read_part`, for one that holds NaN."""
+    weights = read_part(folder, "model.pt", info)
+    for name, tensor in weights.items():
+        if isinstance(tensor, torch.Tensor) and (count := int(torch.isnan(tensor).sum())):
+            raise InputError(
+                f"{storage.join(folder, 'model.pt')}: tensor {name} holds NaN ({count:,} of {tensor.numel():,} values), so it "
+                "finds nothing; use another checkpoint"
+            )
+    return weights
+
+
 @contextlib.contextmanager
 def foreign_told(location: str, info: CheckpointInfo) -> Iterator[None]:
     """Turns the failure to load tensors of another detector, or of no detector at all, into one line."""
@@ -227,5 +239,5 @@ def load_detector(folder: str) -> tuple[nn.Module, CheckpointInfo]:
     info = read_info(folder)
     detector = detector_of(info.config, with_first_weights=False)
     with foreign_told(storage.join(folder, "model.pt"), info):
-        detector.load_state_dict(read_part(folder, "model.pt", info))
+        detector.load_state_dict(read_weights(folder, info))
     return detector.eval(), info
