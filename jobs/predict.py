@@ -50,16 +50,6 @@ def predict(
         device: Where they run.
         overwrite: Replace other predictions in the output folder.
     """
-    check_outputs(
-        {
-            "--output": (output, "predictions"),
-            "--coco": (coco, "coco"),
-            "--overlay": (overlay, "pictures"),
-            "--dicom-sr": (dicom_sr, "pictures"),
-        },
-        reads={"--images": images} | {f"--checkpoint {folder}": folder for folder in checkpoint},
-        beside={"--run": run, "--ensemble": ensemble},
-    )
     from vbd.config import RunOptions
     from vbd.ensemble.apply import ensemble_checkpoints, write_ensemble
     from vbd.ensemble.predict import Request, name_checkpoints, write_predictions
@@ -69,6 +59,12 @@ def predict(
     if ensemble and (checkpoint or run):
         raise InputError("--ensemble has members of its own; leave --checkpoint and --run out")
     checkpoints = ensemble_checkpoints(ensemble) if ensemble else name_checkpoints(checkpoint, run)
+    names = ["ensemble"] if ensemble else list(checkpoints)
+    check_outputs(
+        extras.places(output, names),
+        reads={"--images": images} | {f"--checkpoint {folder}": folder for folder in checkpoint},
+        beside={"--run": run, "--ensemble": ensemble},
+    )
     request = Request(checkpoints, images, output, part=part, augmentation=augmentation, extras=extras)
     write = functools.partial(write_ensemble, ensemble) if ensemble else write_predictions
     found, refused = write(

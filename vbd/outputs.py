@@ -20,7 +20,7 @@ Kind = Literal["page", "picture", "scores", "examination", "coco", "submission",
 PAGE_MARK = '<meta name="generator" content="vbd">'
 PICTURE_MARK = ("Software", "vbd")  # a text chunk of PNG
 # In a folder of pictures or structured reports, whose files are named after the user's images.
-FOLDER_MARK = "vbd.json"
+FOLDER_MARK = ".vbd.json"
 # A folder that jobs/predict.py fills; written first.
 PREDICTIONS = "predictions.json"
 SUBMISSION_HEADER = "image_id,PredictionString"

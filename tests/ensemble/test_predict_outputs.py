@@ -16,6 +16,7 @@ from vbd.ensemble.predict_images import Item, images_in_folder, images_of_part
 from vbd.ensemble.predict_outputs import Extras, Found, write_extras
 from vbd.ensemble.predict_sr import structured_report
 from vbd.errors import InputError
+from vbd.outputs import FOLDER_MARK
 from vbd.records import Detections, detections_to_table
 from vbd.reports.scores_read import read_predictions
 
@@ -64,7 +65,8 @@ def test_a_picture_shows_the_boxes_above_the_threshold(kind: str, phantom: Path,
     films = str(phantom / "test")
     items = images_in_folder(films) if kind == "raw" else images_of_part(open_dataset(prepared), "test")
     _write(Extras(overlay=str(tmp_path), score_threshold=0.5), items, films if kind == "raw" else prepared)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(item["image_id"] for item in items)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {FOLDER_MARK, *(f"{item['image_id']}.png" for item in items)}
     original_hw = image_sizes(open_dataset(prepared), "test")[items[0]["image_id"]]
     picture = cv2.imread(str(tmp_path / f"{items[0]['image_id']}.png"))
     assert picture is not None
@@ -101,7 +103,8 @@ def test_a_report_refers_to_its_image_and_holds_each_finding(phantom: Path, tmp_
     films = phantom / "test"
     items = images_in_folder(str(films))
     _write(Extras(dicom_sr=str(tmp_path), score_threshold=0.5), items, str(films))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{item['image_id']}.dcm" for item in items)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {FOLDER_MARK, *(f"{item['image_id']}.dcm" for item in items)}
     seen = set()
     for item in items:
         image = pydicom.dcmread(item["path"], stop_before_pixels=True)

@@ -20,7 +20,7 @@ from vbd.ensemble.predict_images import Item, is_raw, read_item
 from vbd.ensemble.predict_sr import structured_report
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
-from vbd.outputs import FOLDER_MARK
+from vbd.outputs import FOLDER_MARK, Kind
 from vbd.records import Detections, detections_from_table
 
 if TYPE_CHECKING:
@@ -45,6 +45,22 @@ class Extras:
     def is_any(self) -> bool:
         """Whether anything is to be made."""
         return bool(self.coco or self.overlay or self.dicom_sr)
+
+    def coco_of(self, name: str, names: Sequence[str]) -> str:
+        """The COCO file of one of several checkpoints, or of the only one."""
+        return f"{self.coco.removesuffix('.json')}-{name}.json" if len(names) > 1 else self.coco
+
+    def places(self, output: str, names: Sequence[str]) -> dict[str, tuple[str | None, Kind]]:
+        """Where these and the tables of some checkpoints in `output` go, as `check_outputs` takes it."""
+        places: dict[str, tuple[str | None, Kind]] = {
+            "--output": (output, "predictions"),
+            "--overlay": (self.overlay, "pictures"),
+            "--dicom-sr": (self.dicom_sr, "pictures"),
+        }
+        for name in names if self.coco else ():
+            flag = f"--coco for {name}:" if len(names) > 1 else "--coco"
+            places[flag] = self.coco_of(name, names), "coco"
+        return places
 
     def check(self, items: Sequence[Item]) -> None:
         """Raises InputError for what cannot be made of these images."""
@@ -82,7 +98,7 @@ def write_extras(
             storage.write_json(storage.join(folder, FOLDER_MARK), {"kind": kind})
     for each in found:
         if extras.coco:
-            target = f"{extras.coco.removesuffix('.json')}-{each.name}.json" if len(found) > 1 else extras.coco
+            target = extras.coco_of(each.name, [other.name for other in found])
             entries = _coco_results(detections_from_table(each.table), items, images=images, part=extras.part)
             storage.write_json(target, entries, compact=True)
             say(f"{target}: {len(entries)} COCO results")
