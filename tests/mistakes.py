@@ -12,13 +12,18 @@ from vbd.cli import main
 JOBS = Path(__file__).parent.parent / "jobs"
 
 
-def mistake_of(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The one line that `jobs/<job>.py` tells of wrong flags; Ray is not started for it."""
+def refused(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> Any:
+    """What `jobs/<job>.py` prints, `out` and `err`, when it refuses wrong flags; Ray is not started for it."""
     monkeypatch.setattr("vbd.cli.connect", lambda: pytest.fail("Ray was started"))
     function: Any = runpy.run_path(str(JOBS / f"{job}.py"))[job]
     monkeypatch.setattr(sys, "argv", [f"{job}.py", *flags])
     with pytest.raises(SystemExit) as stop:
         main(function)
     assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    return capsys.readouterr()
+
+
+def mistake_of(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one line on standard error that `jobs/<job>.py` prints when it refuses wrong flags."""
+    (line,) = refused(job, monkeypatch, capsys, *flags).err.splitlines()
     return line
