@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("prepare", ("--source", "{data}", "--output", "{data}"), "--source reads it"),
         ("prepare", ("--source", "{raw}", "--output", "mine"), "holds other files and no dataset of ours"),
         ("prepare", ("--source", "{raw}", "--output", "new", "--readers", "R99"), "--readers R99: no such reader"),
-        ("prepare", ("--source", "{raw}", "--output", "mine.csv/new"), "(mine.csv is a file)"),
+        ("prepare", ("--source", "{raw}", "--output", "mine.csv/new"), "mine.csv is a file); choose"),
         ("prepare", ("--source", "{data}", "--output", "{data}/new", "--policy", "B"), "lies within"),
         ("prepare", ("--source", "{data}", "--output", "new", "--policy", "B", "--copies", "1000000"), "MB needed"),
         ("eda", ("--data", "{data}", "--output", "{data}/dataset.json"), "want a file that ends in .html"),

@@ -19,6 +19,10 @@ class UnreachableError(StoreError):
     """An object store that does not answer, or that asks to come back later."""
 
 
+class FullError(StoreError):
+    """A disk without room for what is to be written."""
+
+
 def input_error_within(error: BaseException | None) -> InputError | None:
     """The InputError that an exception is or was raised for; libraries wrap what a worker raised."""
     while error is not None:

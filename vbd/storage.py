@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from vbd.credentials import refuse_credentials
-from vbd.errors import InputError, StoreError, UnreachableError
+from vbd.errors import FullError, InputError, StoreError, UnreachableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -458,7 +458,7 @@ def _faults_told(location: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"{location}: no space left on the device; free some or choose another folder") from error
+            raise FullError(f"{location}: no space left on the device; free some or choose another folder") from error
         raise _fault(f"{location}: cannot be written", error, mend="choose another place") from error
 
 

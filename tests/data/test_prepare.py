@@ -179,6 +179,23 @@ def test_refusals_are_told_by_reason(
     assert any(line.startswith("refused 1 x") and f"train.csv:{rows}: x_min" in line for line in told)
 
 
+def test_what_left_too_few_images_for_the_folds_is_listed(phantom: Path, ray_session: None, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(phantom, raw)
+    films = sorted((raw / "train").iterdir())
+    for film in films[2:]:
+        film.write_bytes(film.read_bytes()[:2000])
+    told = (
+        rf"--folds 3: too many or too few for 2 training images; want 2 to 2; 58 files and rows were refused, "
+        rf"see {tmp_path}/out/rejects\.csv"
+    )
+    with pytest.raises(InputError, match=told):
+        prepare(str(raw), str(tmp_path / "out"), CONFIG)
+    rejects = pd.read_csv(tmp_path / "out" / "rejects.csv")
+    assert sorted(rejects["file"]) == sorted(map(str, films[2:]))
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
 def test_too_many_refusals_are_an_error(with_faults: Path, ray_session: None, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"rejects\.csv: 2 files and rows refused, more than --max-rejects 1; most often"

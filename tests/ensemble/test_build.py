@@ -20,7 +20,7 @@ from vbd.ensemble.recipe import read_ensemble, read_recipe
 from vbd.ensemble.select import Procedure
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
-from vbd.records import detections_from_table, detections_to_table
+from vbd.records import Detections, detections_from_table, detections_to_table
 from vbd.submission import read_submission, write_submission
 
 TRUTHS = truths_of(200)
@@ -174,6 +174,19 @@ def test_one_detector_alone_is_submitted_where_it_was_asked_for(data, tmp_path, 
     assert read_ensemble(str(tmp_path / "run"))["submission"] == "mine.csv"
     assert result.fitted.recipe.weights == {"yolox-1": 1.0}
     assert "one detector: nothing to fuse" in result.summary
+
+
+def test_a_member_that_finds_nothing_is_reported(data, tmp_path, monkeypatch) -> None:
+    nothing = [Detections(found.image_id) for found in GOOD["yolox-1"]]
+    members = {"faster_rcnn-1": GOOD["faster_rcnn-1"], "yolox-1": nothing}
+    monkeypatch.setattr(build, "predict", FakePredict(members))
+    lines: list[str] = []
+    run = write_kept(tmp_path / "run", data, members)
+    build_ensemble(run, data, options=RunOptions(), plan=PLAN, say=lines.append)
+    assert [line for line in lines if line.startswith("warning")] == [
+        "warning: yolox-1: finds nothing in all 80 images that none was trained on",
+        "warning: yolox-1: finds nothing in all 40 test images",
+    ]
 
 
 def test_checkpoints_of_several_folds(data, tmp_path, monkeypatch) -> None:

@@ -6,9 +6,11 @@ import pytest
 
 from tests.reports.conftest import BIG, CARDIOMEGALY, write_dataset
 from tests.reports.predictions import BIG_ONES, NOTHING, TEST_PART, found, kept, parquet, row_of, submission
+from vbd import storage
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
+from vbd.reports.doctor import examine
 from vbd.reports.scores import parse_part, score_predictions
 
 GOOD_ROWS = ("t,3 0.9 40 20 200 100 1 0.5 0 0 20 20 14 0.1 0 0 1 1", "u,14 0.8 0 0 1 1")
@@ -134,6 +136,17 @@ def test_the_readers_stand_beside_the_detector(dataset: str, tmp_path: Path) -> 
     assert "beside the readers" not in score_predictions(parquet(tmp_path, TEST_PART), dataset, replicates=0).text
 
 
+def test_readers_that_the_dataset_was_prepared_without_are_not_compared_with(dataset: str, tmp_path: Path) -> None:
+    """R1 and R2 alone: 4 of 5 boxes are drawn by the other one too, and the nodule of R1 is alone on 8 looks."""
+    content = storage.read_object(f"{dataset}/dataset.json")
+    for options in ({"readers": ["R1", "R2"]}, {"without_readers": ["R3"]}):
+        storage.write_json(f"{dataset}/dataset.json", content | {"options": content["options"] | options})
+        text = score_predictions(parquet(tmp_path, BIG_ONES), dataset, part="train", replicates=0).text
+        assert row_of(text, "all findings  ") == ["all findings", "5", "0.1250", "0.8000", "0.8000", "0.8"]
+    storage.write_json(f"{dataset}/dataset.json", content | {"options": content["options"] | {"readers": ["R1"]}})
+    assert "beside the readers" not in score_predictions(parquet(tmp_path, BIG_ONES), dataset, replicates=0).text
+
+
 def test_a_dataset_without_readers_is_scored_without_them(dataset: str, tmp_path: Path) -> None:
     Path(f"{dataset}/annotations/readers.parquet").unlink()
     scored = score_predictions(parquet(tmp_path, BIG_ONES), dataset, part="train", replicates=0)
@@ -230,3 +243,50 @@ def test_boxes_count_in_the_confusion_from_the_threshold_on(dataset: str, tmp_pa
     assert matrix(None)["matrix"][CARDIOMEGALY][CARDIOMEGALY] == 2
     assert matrix(None)["score_threshold"] == pytest.approx(0.8)
     assert matrix(None)["chosen"] == "where there is at most 1 false box per image"
+
+
+# ------------------------------------------------------------------------------------------------- the part, and silence
+
+
+@pytest.mark.parametrize(
+    ("rows", "where"),
+    [
+        (("a,3 0.9 40 20 200 100", "c,14 1 0 0 1 1"), "fold 0"),
+        (("a,3 0.9 40 20 200 100", "b,14 1 0 0 1 1", "c,14 1 0 0 1 1", "d,14 1 0 0 1 1"), "folds 0, 1"),
+        (("t,3 0.9 40 20 200 100", "u,14 1 0 0 1 1"), "test part"),
+        (("x,14 1 0 0 1 1",), "test part"),  # of no image that is known
+    ],
+)
+def test_a_submission_is_for_the_part_that_its_images_are_in(
+    rows: tuple[str, ...], where: str, dataset: str, tmp_path: Path
+) -> None:
+    path = submission(tmp_path, *rows)
+    scored, examined = score_predictions(path, dataset, replicates=0), examine(path, dataset)
+    assert scored.text.splitlines()[0].startswith(f"{path} against the {where} of {dataset}")
+    assert examined.where == where
+    if "x," not in rows[0]:
+        assert (scored.defects, {finding.kind for finding in examined.findings} - {"scores_equal"}) == ((), set())
+
+
+def test_a_submission_of_both_parts_is_for_the_one_that_is_named(dataset: str, tmp_path: Path) -> None:
+    path = submission(tmp_path, "a,14 1 0 0 1 1", "b,14 1 0 0 1 1", "t,3 0.9 40 20 200 100")
+    for look in (score_predictions, examine):
+        with pytest.raises(InputError) as caught:
+            look(path, dataset)
+        assert str(caught.value) == (
+            f"{path}: holds 1 images of the test part and 2 of training folds; choose one of them with --part test or "
+            "--part train"
+        )
+    assert examine(path, dataset, part="test").where == "test part"
+
+
+def test_predictions_without_a_box_in_any_image_are_reported(dataset: str, tmp_path: Path) -> None:
+    ours = parquet(tmp_path, NOTHING)
+    text = score_predictions(ours, dataset, replicates=0).text
+    assert text.splitlines()[1] == f"warning: {ours}: finds nothing in any image"
+    assert "warning" not in score_predictions(parquet(tmp_path, BIG_ONES), dataset, replicates=0).text
+    members = kept(tmp_path / "kept", {"good-1": [BIG_ONES], "silent-1": [NOTHING]})
+    (line,) = [
+        line for line in score_predictions(members, dataset, replicates=0).text.splitlines() if "warning" in line
+    ]
+    assert line == f"warning: {members}: silent-1: finds nothing in any image"

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.training.runs import CPU, Reports, config_of
 from vbd import storage
 from vbd.config import config_hash
 from vbd.data.prepared import open_dataset
+from vbd.ensemble.predict_models import open_checkpoint
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.models import detector_of
@@ -202,3 +204,15 @@ def test_a_full_disk_leaves_no_half_checkpoint(prepared: str, tmp_path: Path, mo
     with pytest.raises(InputError, match="is the disk full"):
         _write(tmp_path / "c", prepared)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_hold_nan_are_refused(prepared: str, tmp_path: Path) -> None:
+    weights = detector_of(CONFIG, with_first_weights=False).state_dict()
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 4)
+    weights[name][0, 0, 0] = torch.nan
+    _write(tmp_path / "c", prepared, weights=weights)
+    side = weights[name].shape[-1]
+    told = rf"c/model\.pt: tensor {re.escape(name)} holds NaN \({side} of {weights[name].numel():,} values\), so it finds nothing"
+    for look in (load_detector, lambda folder: open_checkpoint(folder, [])):
+        with pytest.raises(InputError, match=told):
+            look(str(tmp_path / "c"))

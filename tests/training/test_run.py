@@ -1,6 +1,7 @@
 """Training under Ray Train with real processes: what is written, and what happens when a process is killed."""
 
 import dataclasses
+import errno
 import os
 import shutil
 import threading
@@ -15,7 +16,7 @@ import torch
 from vbd import storage
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import open_dataset, read_truths
-from vbd.errors import InputError
+from vbd.errors import FullError, InputError, UnreachableError
 from vbd.evaluation.average_precision import evaluate
 from vbd.placement import check_workers
 from vbd.training import run_worker
@@ -256,3 +257,49 @@ def test_a_reason_that_one_worker_of_two_finds_ends_the_next_attempt_on_all_of_t
         run_worker.train_worker(_task(prepared, tmp_path))
     monkeypatch.setattr(run_worker, "train", lambda *_, **__: pytest.fail("it was tried again"))
     assert run_worker.train_worker(_task(prepared, tmp_path)) == "weights.pt: truncated"
+
+
+@pytest.mark.parametrize("error", [FullError("out: no space left"), UnreachableError("s3://b: does not answer")])
+def test_a_disk_that_is_full_ends_the_run_of_one_worker_with_that_line(
+    error: Exception, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(run_worker, "get_context", lambda: _Context(1))
+    monkeypatch.setattr(run_worker, "train", full)
+    monkeypatch.setattr(run_worker.ray.train, "get_checkpoint", lambda: None)
+    assert run_worker.train_worker(_task(prepared, tmp_path)) == str(error)
+
+
+def test_a_checkpoint_that_a_full_disk_does_not_take_is_that_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_worker, "get_context", lambda: _Context(1))
+    monkeypatch.setattr(run_worker, "keep_if_best", lambda *_: None)
+    monkeypatch.setattr(run_worker.ray.train, "report", full)
+    with pytest.raises(FullError, match="run: no space left for a checkpoint; free some or choose another --output"):
+        run_worker._reporter("run")({}, tmp_path)
+
+
+def test_ray_train_logs_one_line_of_what_a_user_can_fix_and_the_traceback_of_other_errors(
+    two_workers: None, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray.train.v2._internal.util import construct_user_exception_with_traceback
+
+    for error in (FullError("out: no space left"), ZeroDivisionError("ours")):
+
+        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(run_worker, "train", fail)
+        try:
+            run_worker.train_worker(_task(prepared, tmp_path))
+        except Exception as raised:
+            construct_user_exception_with_traceback(raised)
+    one, other = caplog.messages
+    assert one == "out: no space left"
+    assert other.startswith("Error in training function:\nTraceback")

@@ -1,5 +1,6 @@
 """The loop on one worker of a Ray Train run."""
 
+import errno
 import logging
 import sys
 import tempfile
@@ -10,13 +11,14 @@ from typing import Any
 import ray.train
 from ray.train import get_context
 from ray.train.v2._internal.execution import context as ray_context
+from ray.train.v2._internal.util import logger as ray_train_log
 
 from vbd import storage
 from vbd.cluster import on_host
 from vbd.config import RunOptions, train_config_from
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
-from vbd.errors import InputError, StoreError, UnreachableError
+from vbd.errors import FullError, InputError, StoreError, UnreachableError
 from vbd.records import Batch, Detections
 from vbd.training.best import keep_if_best
 from vbd.training.checkpoint import read_info, whole_checkpoints
@@ -36,6 +38,7 @@ def train_worker(task: dict[str, Any]) -> str:
 
     Returns why the run could not go on, or "".
     """
+    ray_train_log.addFilter(_one_line)
     try:
         with tempfile.TemporaryDirectory(prefix="vbd-") as parent:
             return attempt(
@@ -44,10 +47,18 @@ def train_worker(task: dict[str, Any]) -> str:
                 resume_from=lambda: _earlier(task["run"], Path(parent) / "resume"),
                 report=_reporter(task["run"]),
             )
-    except UnreachableError as error:
+    except (UnreachableError, FullError) as error:
         if get_context().get_world_size() == 1:
-            return str(error)  # it was waited for: no further attempt is to wait once more
+            return str(error)  # it was waited for, or waiting does not help: no further attempt
         raise
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Keeps Ray Train from logging the traceback of an error that says in one line what the user can do."""
+    error = sys.exc_info()[1]
+    if isinstance(error, (InputError, AttemptError)):
+        record.msg, record.args = str(error), ()
+    return True
 
 
 def attempt(
@@ -145,6 +156,10 @@ def _reporter(run: str) -> Report:
         try:
             ray.train.report(metrics | workers, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise FullError(
+                    f"{run}: no space left for a checkpoint; free some or choose another --output"
+                ) from error
             what = str(error).splitlines()[0]
             raise StoreError(f"{run}: a checkpoint cannot be written ({what}); choose another --output") from error
 
