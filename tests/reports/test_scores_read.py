@@ -86,7 +86,10 @@ def test_coco_results_are_in_pixels_of_the_prepared_image(dataset: str, tmp_path
         (lambda folder: parquet(folder, [found("a", (BIG, 3, float("nan")))]), "is not finite"),
         (lambda folder: str(folder / "nowhere"), "no such file or folder, or an empty one; want detections.parquet"),
         (lambda folder: str(Path(submission(folder)).parent), "holds no predictions; want detections.parquet"),
-        (lambda folder: parquet(folder, [found("a"), found("t")]), "choose one with --part"),
+        (
+            lambda folder: parquet(folder, [found("a"), found("t")]),
+            "1 images of the test part and 1 of training folds; choose one of them with --part",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(dataset: str, tmp_path: Path, write, message: str) -> None:
