@@ -63,9 +63,15 @@ def tune(
         warm_start=warm_start,
     )
     options = options_from(set, device=device, loader_workers=loader_workers)
-    connect()
     run_pipeline(
-        search, data=data, storage_root=storage, name=name or preset, options=options, extend=extend, price=price
+        search,
+        data=data,
+        storage_root=storage,
+        name=name or preset,
+        options=options,
+        extend=extend,
+        price=price,
+        connect=connect,
     )
 
 

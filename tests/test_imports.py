@@ -15,7 +15,8 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 LEVELS = (
     (
         *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
-        *("fusing", "suppression", "drawing", "cluster", "placement", "versions"),
+        *("fusing", "suppression", "drawing", "cluster", "placement", "versions", "deletion"),
+        "ownership",
     ),
     (
         *("augment", "evaluation", "submission"),

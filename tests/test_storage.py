@@ -322,6 +322,8 @@ def test_a_store_that_says_no_is_not_asked_again(s3_bucket: str) -> None:
 _OPENS_BY_ITSELF = {
     "training/checkpoint.py": "a checkpoint is made in a folder of this machine, from where it is copied",
     "training/memory.py": "reads /proc",
+    "ownership.py": "reads /proc",
+    "deletion.py": "what `storage` has written, and folders of this machine that nothing is left in",
     "data/dataset_cache.py": "the cache of this machine",
     "cluster.py": "the file in which Ray's head keeps what its autoscaler may start",
     "cli.py": "throws away what nobody reads any more",

@@ -15,6 +15,10 @@ class StoreError(InputError):
     """
 
 
+class FullError(StoreError):
+    """A disk without space."""
+
+
 class UnreachableError(StoreError):
     """An object store that does not answer, or that asks to come back later."""
 

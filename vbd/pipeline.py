@@ -2,12 +2,13 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
+from vbd.ownership import own
 from vbd.summary import tell
 
 # The embedded dataset of the smoke preset: small enough for a laptop, large enough that detectors learn.
@@ -25,17 +26,36 @@ def run_pipeline(
     options: RunOptions,
     extend: bool = False,
     price: float | None = None,
+    connect: Callable[[], object] = lambda: None,
 ) -> None:
-    """Runs a search and ensembles its best checkpoints; needs a Ray connection. Every finished stage is skipped.
+    """Runs a search and ensembles its best checkpoints; `connect` is called before Ray is needed.
 
-    Without `data` it makes the synthetic dataset, which only the smoke preset may use.
+    Every finished stage is skipped. Without `data` it makes the synthetic dataset, which only the smoke preset may use. Raises
+    InputError when another job works in the run's folder.
     """
+    from vbd.search.run import run_folder
+
+    if data is None and search.preset != "smoke":
+        raise InputError(f"preset {search.preset} needs --data, a prepared dataset (jobs/prepare.py makes one)")
+    with own(run_folder(storage_root, name), "tune"):
+        connect()
+        _run_stages(search, data, storage_root, name, options, extend=extend, price=price)
+
+
+def _run_stages(
+    search: SearchConfig,
+    data: str | None,
+    storage_root: str,
+    name: str,
+    options: RunOptions,
+    *,
+    extend: bool,
+    price: float | None,
+) -> None:
     from vbd.ensemble.build import build_ensemble
     from vbd.search.run import run_search
 
     if data is None:
-        if search.preset != "smoke":
-            raise InputError(f"preset {search.preset} needs --data, a prepared dataset (jobs/prepare.py makes one)")
         with _stage("sample and prepare"):
             data = _sample_dataset(search.candidates[0].base.image_size)
     with _stage("search"):

@@ -4,6 +4,7 @@
 the rest of vbd asks for, in memory.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from vbd.ensemble.predict_outputs import Extras, Found, write_extras
 from vbd.ensemble.predict_parts import Output
 from vbd.ensemble.predict_stages import Pools, found_parts
 from vbd.errors import InputError
+from vbd.ownership import own
 from vbd.progress import Progress
 from vbd.records import Detections, detections_from_table
 from vbd.rejects import Reject
@@ -121,11 +123,15 @@ def write_predictions(
     output = Output(request.output, description, parts, names=list(opened), overwrite=overwrite)
     if output.is_finished:
         say(f"{request.output}: holds these predictions already")
-    if not output.is_finished or request.extras.is_any:
-        connect()
-    if not output.is_finished:
-        _fill(output, parts, list(opened.values()), request, options=options, workers=workers, say=say)
-    finished = finish and [finish()]
+    with contextlib.ExitStack() as owned:
+        if not output.is_finished or finish:
+            owner = owned.enter_context(own(request.output, "predict"))
+        if not output.is_finished or request.extras.is_any:
+            connect()
+        if not output.is_finished:
+            predictors = list(opened.values())
+            _fill(output, parts, predictors, request, options=options, workers=workers, say=say, check=owner.check)
+        finished = finish and [finish()]
     if request.extras.is_any:
         found = finished or [Found(name, checkpoint.title, output.read(name)) for name, checkpoint in opened.items()]
         write_extras(request.extras, found, items, images=request.images, say=say)
@@ -155,6 +161,7 @@ def _fill(
     options: RunOptions,
     workers: int | None,
     say: Callable[[str], None],
+    check: Callable[[], None],
 ) -> None:
     missing = {number: list(parts[number]) for number in output.begin()}
     total, left = sum(map(len, parts)), sum(map(len, missing.values()))
@@ -167,6 +174,7 @@ def _fill(
             output.write(found)
             refused += len(found.rejects)
             progress.advance(len(missing[found.number]), note=f"{refused} refused")
+    check()
     output.finish(say)
 
 
