@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vbd import storage
+from vbd.errors import StoreError
 
 # A file is written in seconds, a folder copied in minutes.
 _LEFTOVER_SECONDS = 3600.0
 _MOST_NAMES = 3
 
-_reported: set[str] = set()
+_reported: set[tuple[str, str]] = set()
 
 
 def delete_folder(location: str, is_ours: Callable[[str], object]) -> None:
@@ -27,16 +28,7 @@ def delete_folder(location: str, is_ours: Callable[[str], object]) -> None:
             report_strangers(folder, [name])
         return
     if not keep_only(location, set(), is_ours):
-        _remove_empty_folder(location)
-
-
-def _remove_empty_folder(location: str) -> None:
-    files, path = storage.filesystem(location)
-    with contextlib.suppress(OSError):  # somebody has put something there meanwhile; an empty folder is in nobody's way
-        if storage.is_local(location):
-            Path(path).rmdir()
-        else:
-            files.delete_dir(path)
+        remove_empty([location])
 
 
 def keep_only(folder: str, wanted: set[str], is_ours: Callable[[str], object]) -> list[str]:
@@ -55,11 +47,12 @@ def keep_only(folder: str, wanted: set[str], is_ours: Callable[[str], object]) -
 
 
 def report_strangers(folder: str, names: Sequence[str]) -> None:
-    """Prints once what is left alone in a folder."""
-    if names and folder not in _reported:
-        _reported.add(folder)
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        print(f"{folder}: left alone, not written by vbd: {', '.join(names[:_MOST_NAMES])}{more}", flush=True)
+    """Prints what is left alone in a folder, each name once."""
+    new = [name for name in names if (folder, name) not in _reported]
+    _reported.update((folder, name) for name in new)
+    if new:
+        more = f" and {len(new) - _MOST_NAMES} more" if len(new) > _MOST_NAMES else ""
+        print(f"{folder}: left alone, not known to vbd: {', '.join(new[:_MOST_NAMES])}{more}", flush=True)
 
 
 def remove_leftovers(location: str) -> None:
@@ -77,16 +70,20 @@ def remove_leftovers(location: str) -> None:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def missing_folders(location: str) -> list[Path]:
-    """The folder and those above it that are not there yet, the lowest first; none in an object store."""
+def missing_folders(location: str) -> list[str]:
+    """The folder and those above it that are not there yet, the lowest first; of an object store the folder alone."""
     if not storage.is_local(location):
-        return []
+        return [] if storage.exists(location) else [location]
     folder = Path(storage.absolute(location))
-    return [each for each in (folder, *folder.parents) if not each.exists()]
+    return [str(each) for each in (folder, *folder.parents) if not each.exists()]
 
 
-def remove_empty(folders: Sequence[Path]) -> None:
-    """Removes folders that hold nothing, up to the first one that does."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()
+def remove_empty(folders: Sequence[str]) -> None:
+    """Removes folders, the lowest first, as far as they hold nothing."""
+    with contextlib.suppress(OSError, StoreError):  # one that is not empty, or cannot be removed, is in nobody's way
+        for location in folders:
+            files, path = storage.filesystem(location)
+            if storage.is_local(location):
+                Path(path).rmdir()
+            elif not storage.list_names(location):  # in which a deleted file has left an empty folder
+                files.delete_dir(path)

@@ -79,8 +79,9 @@ def own(location: str, job: str) -> Iterator["Owner"]:
         yield _held[key]
         return
     owner = Owner(folder, job)
-    missing = deletion.missing_folders(folder)
+    missing: list[str] = []
     try:
+        missing = deletion.missing_folders(folder)
         # A full disk is waited for as it is elsewhere.
         storage.patiently(
             owner.acquire,
@@ -99,7 +100,7 @@ def own(location: str, job: str) -> Iterator["Owner"]:
     finally:
         _held.pop(key, None)
         owner.release()
-        deletion.remove_empty(missing)
+        _at_once(lambda: deletion.remove_empty(missing))
 
 
 class Owner:
