@@ -14,24 +14,10 @@ from typing import Any
 import pytest
 
 from tests.nodes import ROOT
+from tests.owners import FAR, FAR_WHO, near, working_in, write_owner
 from vbd import ownership, storage
 from vbd.errors import FullError, InputError, UnreachableError
 from vbd.ownership import OWNER, own
-
-# An owner of another machine.
-FAR = {
-    "id": "f" * 32,
-    "job": "tune",
-    "host": "far",
-    "machine": "another boot",
-    "pid": 7,
-    "started": 5,
-    "ray_job": "raysubmit_1",
-    "since": "2026-01-02 03:04:05 UTC",
-    "every": 0.1,
-    "beat": 3,
-}
-FAR_WHO = "tune (process 7 on far, Ray job raysubmit_1)"
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +35,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3_bucket')}/owners/{tmp_path.name}"
 
 
-def _here(pid: int) -> dict[str, Any]:
-    """An owner of this machine."""
-    return FAR | {"machine": ownership._machine(), "pid": pid, "started": ownership._started(pid) or 1, "host": "near"}
-
-
-def _write(folder: str, record: dict[str, Any]) -> None:
-    storage.write_json(f"{folder}/{OWNER}", record)
-
-
 def _owner_of(folder: str) -> str:
     return str(storage.read_object(f"{folder}/{OWNER}")["job"])
 
@@ -72,9 +49,9 @@ def beating() -> Iterator[Callable[[str], None]]:
             for number in range(10_000):
                 if ended.wait(0.02):
                     return
-                _write(folder, FAR | {"beat": number})
+                write_owner(folder, FAR | {"beat": number})
 
-        _write(folder, FAR)
+        write_owner(folder, FAR)
         threads.append(threading.Thread(target=beat))
         threads[-1].start()
 
@@ -110,17 +87,10 @@ def test_the_submission_id_of_ray_is_in_the_record(tmp_path: Path, monkeypatch: 
 
 
 def test_a_living_process_of_this_machine_is_refused_at_once(folder: str) -> None:
-    with subprocess.Popen(["sleep", "60"]) as other:
-        _write(folder, _here(other.pid))
-        try:
-            with pytest.raises(InputError) as caught, own(folder, "tune"):
-                pass
-        finally:
-            other.kill()
-        assert str(caught.value) == (
-            f"{folder}: tune (process {other.pid} on near, Ray job raysubmit_1) has worked here since 2026-01-02 03:04:05 UTC; "
-            "wait until it ends, stop it, or choose another folder"
-        )
+    with working_in(folder) as told:
+        with pytest.raises(InputError) as caught, own(folder, "tune"):
+            pass
+        assert str(caught.value) == told
     assert _owner_of(folder) == "tune"  # its own
 
 
@@ -129,13 +99,13 @@ def test_the_place_of_a_dead_process_is_taken_at_once(
     kind: str, folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = subprocess.Popen(["sleep", "60"])
-    record = _here(other.pid)
+    record = near(other.pid)
     if kind == "another process with its number":
         record["started"] -= 1
     else:
         other.kill()
         os.waitid(os.P_PID, other.pid, os.WEXITED | (os.WNOWAIT if kind == "zombie" else 0))
-    _write(folder, record)
+    write_owner(folder, record)
     with own(folder, "prepare"):
         assert _owner_of(folder) == "prepare"
     assert capsys.readouterr().out == ""
@@ -160,7 +130,7 @@ def test_a_living_owner_on_another_machine_is_refused(
 
 
 def test_a_living_owner_on_another_machine_may_renew_the_time_of_its_file_alone(tmp_path: Path) -> None:
-    _write(str(tmp_path), FAR | {"every": 1.0})
+    write_owner(str(tmp_path), FAR | {"every": 1.0})
     watch = threading.Timer(0.3, storage.touch, [str(tmp_path / OWNER)])
     watch.start()
     with pytest.raises(InputError, match="has worked here since"), own(str(tmp_path), "prepare"):
@@ -172,7 +142,7 @@ def test_the_place_of_a_dead_owner_on_another_machine_is_taken_after_three_inter
     folder: str, content: dict[str, Any] | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if content:
-        _write(folder, content)
+        write_owner(folder, content)
     else:
         storage.write_bytes(f"{folder}/{OWNER}", b"")
     with own(folder, "prepare"):
@@ -192,7 +162,7 @@ def test_a_file_that_is_no_record_is_left(content: bytes, tmp_path: Path) -> Non
 
 
 def test_an_owner_that_ends_while_it_is_watched_leaves_the_place(folder: str) -> None:
-    _write(folder, FAR | {"every": 2.0})
+    write_owner(folder, FAR | {"every": 2.0})
     threading.Timer(0.2, storage.delete_file, [f"{folder}/{OWNER}"]).start()
     with own(folder, "prepare"):
         assert _owner_of(folder) == "prepare"
@@ -218,7 +188,7 @@ except InputError as error:
 @pytest.mark.parametrize("before", [None, FAR | {"every": 0.05}], ids=["free", "dead"])
 def test_of_processes_that_start_at_once_one_takes_the_folder(before: dict[str, Any] | None, folder: str) -> None:
     if before:
-        _write(folder, before)
+        write_owner(folder, before)
     at = str(time.time() + 3)
     started = [
         subprocess.Popen([sys.executable, "-c", _STARTER, folder, at], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -235,7 +205,7 @@ def test_an_owner_whose_place_was_taken_ends_with_an_error_and_leaves_it(folder:
     def work() -> None:
         with own(folder, "prepare"):
             for _ in range(3000):  # the main thread is interrupted in whatever it does
-                _write(folder, FAR)
+                write_owner(folder, FAR)
                 time.sleep(0.01)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -263,7 +233,7 @@ def test_a_loss_is_found_before_results_are_published(folder: str, monkeypatch: 
         publish()
     assert published == []
     with pytest.raises(InputError, match="has taken this folder over"), own(folder, "x"):
-        _write(folder, FAR)  # and at its end
+        write_owner(folder, FAR)  # and at its end
     assert _owner_of(folder) == "tune"
 
 
@@ -271,7 +241,7 @@ def test_a_beat_never_brings_back_a_record(folder: str) -> None:
     owner = ownership.Owner(folder, "prepare")
     owner.acquire()
     owner._ended.set()
-    _write(folder, FAR)
+    write_owner(folder, FAR)
     owner._look_after()
     assert owner.lost
     owner.release()

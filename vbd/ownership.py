@@ -183,7 +183,9 @@ class Owner:
 
     def _renew(self) -> None:
         while not self._ended.wait(self._mine.every):
-            with contextlib.suppress(StoreError):  # a store out of reach, a disk that fails: the next beat tries again
+            with contextlib.suppress(
+                InputError
+            ):  # a store out of reach, a file that is cut off: the next beat tries again
                 _at_once(self._look_after)
                 if not self.lost:
                     _at_once(self._beat)
