@@ -73,6 +73,12 @@ def test_a_free_folder_is_taken_and_given_back_with_what_was_made_for_it(folder:
     assert not storage.exists(folder)
 
 
+def test_a_file_that_this_process_could_not_remove_is_no_hindrance(folder: str) -> None:
+    write_owner(folder, near(os.getpid()))
+    with own(f"{folder}/", "prepare"), own(folder, "tune"):
+        assert _owner_of(folder) == "prepare"
+
+
 def test_what_lies_in_the_folder_stays_and_an_error_comes_through(folder: str) -> None:
     storage.write_bytes(f"{folder}/file", b"1")
     with pytest.raises(KeyboardInterrupt), own(folder, "prepare"):

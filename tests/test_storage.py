@@ -98,6 +98,9 @@ def test_neither_copying_nor_deleting_goes_through_a_link(tmp_path: Path) -> Non
         f"{tmp_path}/one/linked: a link to {tmp_path}/other/file, which vbd did not write and would delete; remove the link"
     )
     storage.delete_file(str(tmp_path / "link" / "nothing"))
+    storage.write_bytes(str(tmp_path / "file"), b"theirs")
+    with pytest.raises(InputError, match=r"file: a file, where a folder is to be written; remove it"):
+        storage.copy_folder(str(tmp_path / "one"), str(tmp_path / "file"))
     assert (tmp_path / "other" / "file").read_bytes() == b"theirs"
 
 

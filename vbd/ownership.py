@@ -73,7 +73,7 @@ def own(location: str, job: str) -> Iterator["Owner"]:
     Raises InputError when another process works there, also at the end when one took over meanwhile. A stage of a job that
     owns the folder may own it again.
     """
-    folder = storage.absolute(location)
+    folder = storage.absolute(location).rstrip("/") or "/"
     key = os.getpid(), folder
     if key in _held:
         yield _held[key]
@@ -294,6 +294,8 @@ def _lives_here(record: _Record) -> bool | None:
     """Whether a process of this machine is alive; None when that cannot be seen from here."""
     if not record.machine or record.machine != _machine() or record.pid <= 0:
         return None
+    if record.pid == os.getpid():  # which could not remove it when it was done there, or has its number
+        return False
     try:
         os.kill(record.pid, 0)
     except (ProcessLookupError, OverflowError):

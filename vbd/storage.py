@@ -377,6 +377,8 @@ def copy_folder(source: str, target: str) -> None:
 
     if is_link(target):
         raise InputError(f"{target}: a link to {absolute(target)}, whose files would be replaced; remove the link")
+    if exists(target) and not is_folder(target):
+        raise InputError(f"{target}: a file, where a folder is to be written; remove it")
     source_files, source_path = filesystem(source)
     target_files, target_path = filesystem(target)
     written = f"{target_path}.{uuid.uuid4().hex[:8]}.tmp" if is_local(target) else target_path
@@ -399,10 +401,9 @@ def _replace_files(written: Path, target: Path, names: Sequence[str]) -> None:
     """Moves the files of a folder to where some of them, and others, may lie already."""
     for name in names:
         (target / name).unlink(missing_ok=True)  # all of them first: old and new files never stand beside each other
-    with contextlib.suppress(FileNotFoundError):
-        for folder in {(target / name).parent for name in names} | {target}:
-            with contextlib.suppress(OSError):  # holds other files
-                folder.rmdir()
+    for folder in sorted({(target / name).parent for name in names} | {target}, reverse=True):  # the lowest first
+        with contextlib.suppress(OSError):  # not there, or holds other files
+            folder.rmdir()
     if not target.exists():
         os.replace(written, target)
         return
