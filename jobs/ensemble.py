@@ -50,8 +50,8 @@ def ensemble(
     from vbd.ensemble.fit import plan_of
 
     plan = plan_of(gate=gate, trials=trials, seed=seed, replicates=replicates)
-    connect()
-    result = build_ensemble(run, data, output=submission, options=RunOptions(device=device), plan=plan)
+    options = RunOptions(device=device)
+    result = build_ensemble(run, data, output=submission, options=options, plan=plan, connect=connect)
     tell(submission=result.output)
     print(result.summary)
     if html is not None:

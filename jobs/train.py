@@ -76,8 +76,7 @@ def train(
         plan = make_plan(
             configs, settings, output=output, data=data, folds=folds, workers=workers, options=options, keep=keep
         )
-    connect()
-    train_plan(plan, output)
+    train_plan(plan, output, connect=connect)
 
 
 if __name__ == "__main__":

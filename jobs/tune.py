@@ -48,7 +48,7 @@ def tune(
         device: Where trials run.
         loader_workers: Processes beside each trial that decode and augment.
     """
-    from vbd.pipeline import check_pipeline, run_pipeline
+    from vbd.pipeline import run_pipeline
     from vbd.presets import preset_of
     from vbd.search.settings import options_from, search_from
 
@@ -63,10 +63,16 @@ def tune(
         warm_start=warm_start,
     )
     options = options_from(set, device=device, loader_workers=loader_workers)
-    name = name or preset
-    check_pipeline(search, data=data, storage_root=storage, name=name)
-    connect()
-    run_pipeline(search, data=data, storage_root=storage, name=name, options=options, extend=extend, price=price)
+    run_pipeline(
+        search,
+        data=data,
+        storage_root=storage,
+        name=name or preset,
+        options=options,
+        extend=extend,
+        price=price,
+        connect=connect,
+    )
 
 
 if __name__ == "__main__":

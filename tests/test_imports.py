@@ -16,6 +16,7 @@ LEVELS = (
     (
         *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
         *("fusing", "suppression", "drawing", "outputs", "credentials", "cluster", "placement", "versions"),
+        *("deletion", "ownership"),
     ),
     (
         *("augment", "evaluation", "submission"),

@@ -13,10 +13,12 @@ import pytest
 
 from tests.ensemble.checkpoints import write_random
 from tests.mistakes import mistake_of
+from tests.owners import working_in
 from vbd import storage
 from vbd.data.prepared import open_dataset
 from vbd.ensemble.predict import name_checkpoints
 from vbd.errors import InputError
+from vbd.ownership import OWNER
 from vbd.records import detections_from_table
 from vbd.training.members import Member, write_members
 
@@ -92,6 +94,15 @@ def test_a_mistake_is_one_line_before_a_cluster_is_busy(
     images = [] if "--images" in given else ["--images", str(phantom / "test")]
     assert told in mistake_of("predict", monkeypatch, capsys, *images, "--output", str(tmp_path / "out"), *given)
     assert not (tmp_path / "out").exists()
+
+
+def test_predictions_in_the_making_are_left_to_who_makes_them(
+    checkpoint: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--checkpoint", checkpoint, "--images", str(phantom / "test"), "--output", str(tmp_path / "out"))
+    with working_in(str(tmp_path / "out")) as told:
+        assert mistake_of("predict", monkeypatch, capsys, *flags) == f"error: {told}"
+    assert storage.list_names(str(tmp_path / "out")) == [OWNER]
 
 
 @pytest.mark.usefixtures("prepared")

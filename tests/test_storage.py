@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.nodes import ROOT, Proxy, free_port
-from vbd import storage
+from vbd import deletion, storage
 from vbd.errors import InputError, StoreError, UnreachableError
 
 
@@ -68,12 +68,40 @@ def test_bad_json_names_its_line(tmp_path: Path) -> None:
         storage.read_json(str(tmp_path / "x.json"))
 
 
-def test_copying_a_folder_replaces_what_lay_there(tmp_path: Path) -> None:
+def test_copying_a_folder_replaces_files_of_the_same_names_and_leaves_others(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "one" / "sub" / "new"), b"1")
-    storage.write_bytes(str(tmp_path / "two" / "old"), b"2")
+    storage.write_bytes(str(tmp_path / "one" / "same"), b"1")
     storage.copy_folder(str(tmp_path / "one"), str(tmp_path / "two"))
-    assert storage.list_names(str(tmp_path / "two")) == ["sub"]
-    assert storage.read_bytes(str(tmp_path / "two" / "sub" / "new")) == b"1"
+    assert storage.list_names(str(tmp_path)) == ["one", "two"]
+    storage.write_bytes(str(tmp_path / "two" / "same"), b"2")
+    storage.write_bytes(str(tmp_path / "two" / "notes"), b"2")
+    storage.copy_folder(str(tmp_path / "one"), str(tmp_path / "two"))
+    assert {name: (tmp_path / "two" / name).read_bytes() for name in ("sub/new", "same", "notes")} == {
+        **{"sub/new": b"1", "same": b"1", "notes": b"2"}
+    }
+    assert storage.list_names(str(tmp_path)) == ["one", "two"]
+
+
+def test_neither_copying_nor_deleting_goes_through_a_link(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "other" / "file"), b"theirs")
+    storage.write_bytes(str(tmp_path / "one" / "file"), b"ours")
+    (tmp_path / "link").symlink_to("other")
+    with pytest.raises(InputError) as caught:
+        storage.copy_folder(str(tmp_path / "one"), str(tmp_path / "link"))
+    assert str(caught.value) == (
+        f"{tmp_path}/link: a link to {tmp_path}/other, whose files would be replaced; remove the link"
+    )
+    (tmp_path / "one" / "linked").symlink_to(tmp_path / "other" / "file")
+    with pytest.raises(InputError) as caught:
+        storage.delete_file(str(tmp_path / "one" / "linked"))
+    assert str(caught.value) == (
+        f"{tmp_path}/one/linked: a link to {tmp_path}/other/file, which vbd did not write and would delete; remove the link"
+    )
+    storage.delete_file(str(tmp_path / "link" / "nothing"))
+    storage.write_bytes(str(tmp_path / "file"), b"theirs")
+    with pytest.raises(InputError, match=r"file: a file, where a folder is to be written; remove it"):
+        storage.copy_folder(str(tmp_path / "one"), str(tmp_path / "file"))
+    assert (tmp_path / "other" / "file").read_bytes() == b"theirs"
 
 
 def test_too_little_space_is_told_before_the_work(tmp_path: Path) -> None:
@@ -170,20 +198,6 @@ def test_a_link_that_leads_back_is_told_and_others_are_followed(tmp_path: Path) 
         storage.list_files(str(tmp_path / "in"), recursive=True)
 
 
-def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
-    old, new = "a.parquet.0123abcd.tmp", "b.parquet.0123abcd.tmp"
-    for name in (old, new, "mine.tmp", "a.parquet"):
-        (tmp_path / name).write_bytes(b"1")
-    (tmp_path / "folder.0123abcd.tmp").mkdir()
-    (tmp_path / "folder.0123abcd.tmp" / "file").write_bytes(b"1")
-    for path in tmp_path.iterdir():
-        if path.name != new:
-            os.utime(path, (1, 1))
-    storage.remove_leftovers(str(tmp_path))
-    assert storage.list_names(str(tmp_path)) == ["a.parquet", new, "mine.tmp"]
-    storage.remove_leftovers(str(tmp_path / "nowhere"))
-
-
 def test_a_password_in_a_location_is_refused_and_not_repeated() -> None:
     with pytest.raises(InputError, match="holds a user or password") as caught:
         storage.read_bytes("s3://me:secret@bucket/file")
@@ -232,7 +246,11 @@ def test_google_cloud_storage_holds_files_and_folders(google_bucket: str, tmp_pa
     assert storage.is_folder(f"{google_bucket}/again/below")
     storage.delete_file(f"{google_bucket}/again/a.json")
     storage.delete_file(f"{google_bucket}/again/a.json")
-    storage.delete_folder(f"{google_bucket}/data")
+    deletion.delete_folder(f"{google_bucket}/data", lambda name: name != "a.json")
+    deletion.delete_folder(f"{google_bucket}/data/below", str.isalpha)
+    assert sorted(storage.list_files(f"{google_bucket}/data", recursive=True)) == ["a.json", "below/t.parquet"]
+    storage.delete_file(f"{google_bucket}/data/below/t.parquet")
+    deletion.delete_folder(f"{google_bucket}/data", bool)
     assert storage.list_files(f"{google_bucket}/data", recursive=True) == {}
 
 
@@ -322,6 +340,8 @@ def test_a_store_that_says_no_is_not_asked_again(s3_bucket: str) -> None:
 _OPENS_BY_ITSELF = {
     "training/checkpoint.py": "a checkpoint is made in a folder of this machine, from where it is copied",
     "training/memory.py": "reads /proc",
+    "ownership.py": "reads /proc",
+    "deletion.py": "what `storage` has written, and folders of this machine that nothing is left in",
     "data/dataset_cache.py": "the cache of this machine",
     "cluster.py": "the file in which Ray's head keeps what its autoscaler may start",
     "cli.py": "throws away what nobody reads any more",

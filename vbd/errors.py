@@ -15,12 +15,12 @@ class StoreError(InputError):
     """
 
 
+class FullError(StoreError):
+    """A disk without space."""
+
+
 class UnreachableError(StoreError):
     """An object store that does not answer, or that asks to come back later."""
-
-
-class FullError(StoreError):
-    """A disk without room for what is to be written."""
 
 
 def input_error_within(error: BaseException | None) -> InputError | None:

@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
 from vbd.outputs import Kind, check_outputs
+from vbd.ownership import own
 from vbd.summary import tell
 
 # The embedded dataset of the smoke preset: small enough for a laptop, large enough that detectors learn.
@@ -27,16 +28,35 @@ def run_pipeline(
     options: RunOptions,
     extend: bool = False,
     price: float | None = None,
+    connect: Callable[[], object] = lambda: None,
 ) -> None:
-    """Runs a search and ensembles its best checkpoints; needs a Ray connection. Every finished stage is skipped.
+    """Runs a search and ensembles its best checkpoints; `connect` is called before Ray is needed.
 
-    Without `data` it makes the synthetic dataset, which only the smoke preset may use.
+    Every finished stage is skipped. Without `data` it makes the synthetic dataset, which only the smoke preset may use. Raises
+    InputError when another job works in the run's folder.
     """
+    from vbd.search.settings import run_folder
+
+    check_pipeline(search, data=data, storage_root=storage_root, name=name)
+    with own(run_folder(storage_root, name), "tune"):
+        connect()
+        _run_stages(search, data, storage_root, name, options, extend=extend, price=price)
+
+
+def _run_stages(
+    search: SearchConfig,
+    data: str | None,
+    storage_root: str,
+    name: str,
+    options: RunOptions,
+    *,
+    extend: bool,
+    price: float | None,
+) -> None:
     from vbd.ensemble.build import build_ensemble
     from vbd.search.run import run_search
     from vbd.search.tuner import needs_of
 
-    check_pipeline(search, data=data, storage_root=storage_root, name=name)
     needs_of(search, options)  # what the cluster can never place is refused before the sample is made
     if data is None:
         with _stage("sample and prepare"):

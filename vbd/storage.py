@@ -1,7 +1,7 @@
 """The one place that opens paths: a local disk, NFS or an object store, through `pyarrow.fs`.
 
 A location is a plain path or a URI (`s3://bucket/folder`, `gs://...`). What is written appears whole or not at all: a writer that
-is killed leaves no more than a `<name>.<8 hex digits>.tmp`, which nobody reads and `remove_leftovers` removes. An object store
+is killed leaves no more than a `<name>.<8 hex digits>.tmp`, which nobody reads and `vbd.deletion` removes. An object store
 that does not answer is waited for, `PATIENCE_SECONDS` long.
 """
 
@@ -46,8 +46,6 @@ _PASSING = re.compile(
 _OPTIONS = {"s3": "allow_delayed_open=true", "gs": "retry_limit_seconds=10"}
 _SECONDS_BETWEEN_LINES = 5.0
 _LEFTOVER = re.compile(r".+\.[0-9a-f]{8}\.tmp")
-# A file is written in seconds, a folder copied in minutes.
-_LEFTOVER_SECONDS = 3600.0
 
 _is_waited_for = contextvars.ContextVar("is_waited_for", default=False)
 _last_told = [0.0]
@@ -333,41 +331,104 @@ def write_table(location: str, table: "pa.Table", *, encoded: Sequence[str] = ()
 
 
 @_waited_for
+def write_new(location: str, data: bytes) -> bool:
+    """Writes a small file where there is none; returns whether there was none.
+
+    On a disk only one of several processes can. An object store knows no such request: two may both take it to be new.
+    """
+    if not is_local(location):
+        if exists(location):
+            return False
+        write_bytes(location, data)
+        return True
+    path = Path(absolute(location))
+    with _faults_told(location):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "xb") as stream:
+                stream.write(data)
+        except FileExistsError:
+            return False
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    return True
+
+
+def touch(location: str) -> None:
+    """Sets the time of a file of this machine to now; nothing happens when there is none."""
+    with _faults_told(location), contextlib.suppress(FileNotFoundError):
+        os.utime(absolute(location))
+
+
+@_waited_for
 def copy_folder(source: str, target: str) -> None:
-    """Copies a folder to another location, replacing what lies there; on a disk, whole or not at all."""
+    """Copies the files of a folder to another location, where they replace those of the same names.
+
+    Other files there are left. On a disk where there are none, the folder appears whole or not at all.
+    """
     from pyarrow import fs
 
+    if is_link(target):
+        raise InputError(f"{target}: a link to {absolute(target)}, whose files would be replaced; remove the link")
+    if exists(target) and not is_folder(target):
+        raise InputError(f"{target}: a file, where a folder is to be written; remove it")
     source_files, source_path = filesystem(source)
     target_files, target_path = filesystem(target)
     written = f"{target_path}.{uuid.uuid4().hex[:8]}.tmp" if is_local(target) else target_path
     with _faults_told(target):
         try:
             target_files.create_dir(written, recursive=True)
-            if written != target_path:  # Google's store knows no folders, so that copying would make none
-                for name in list_files(source, recursive=True):
-                    Path(written, name).parent.mkdir(parents=True, exist_ok=True)
+            names = list(list_files(source, recursive=True)) if written != target_path else []
+            for name in names:  # Google's store knows no folders, so that copying would make none
+                Path(written, name).parent.mkdir(parents=True, exist_ok=True)
             fs.copy_files(source_path, written, source_filesystem=source_files, destination_filesystem=target_files)
             if written != target_path:
-                delete_folder(target)
-                os.replace(written, target_path)
+                _replace_files(Path(written), Path(target_path), names)
         except BaseException:
             if written != target_path:
                 shutil.rmtree(written, ignore_errors=True)
             raise
 
 
-@_waited_for
-def delete_folder(location: str) -> None:
-    """Removes a folder with all below it; nothing happens when there is none."""
-    files, path = filesystem(location)
-    with _faults_told(location), contextlib.suppress(FileNotFoundError):
-        files.delete_dir(path)
+def _replace_files(written: Path, target: Path, names: Sequence[str]) -> None:
+    """Moves the files of a folder to where some of them, and others, may lie already."""
+    for name in names:
+        (target / name).unlink(missing_ok=True)  # all of them first: old and new files never stand beside each other
+    for folder in sorted({(target / name).parent for name in names} | {target}, reverse=True):  # the lowest first
+        with contextlib.suppress(OSError):  # not there, or holds other files
+            folder.rmdir()
+    if not target.exists():
+        os.replace(written, target)
+        return
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(written / name, target / name)
+    shutil.rmtree(written, ignore_errors=True)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder has the name of one that was being written when its writer was killed."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def is_link(location: str) -> bool:
+    """Whether a location itself is a symbolic link; one above it does not count."""
+    return is_local(location) and _unresolved(location).is_symlink()
+
+
+def _unresolved(location: str) -> Path:
+    """A path of this machine whose last part may be a link."""
+    path = Path(location.removeprefix("file://").rstrip("/"))
+    return Path(absolute(str(path.parent)), path.name)
 
 
 @_waited_for
 def delete_file(location: str) -> None:
-    """Removes a file; nothing happens when there is none."""
+    """Removes a file; nothing happens when there is none. Raises InputError for a link, which vbd never writes."""
     files, path = filesystem(location)
+    if is_link(location):
+        raise InputError(f"{location}: a link to {path}, which vbd did not write and would delete; remove the link")
     with _faults_told(location), contextlib.suppress(FileNotFoundError):
         files.delete_file(path)
 
@@ -382,27 +443,6 @@ def move_file(source: str, target: str) -> None:
             os.replace(path, wanted)
         else:
             files.move(path, wanted)
-
-
-def keep_only(location: str, wanted: Mapping[str, set[str]]) -> None:
-    """Removes from each of some folders below a location the files that are not among the names given for it."""
-    for part, names in wanted.items():
-        folder = join(location, part)
-        in_threads(delete_file, [join(folder, name) for name in sorted(set(list_files(folder)) - names)])
-
-
-def remove_leftovers(location: str) -> None:
-    """Removes from a folder of this machine, not from those below it, what writers left that were killed an hour ago or more.
-
-    One that is still writing may be as slow as that, and no slower.
-    """
-    if not is_local(location):
-        return  # an upload that was cut off leaves nothing
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for path in Path(absolute(location)).iterdir():
-            with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's: it is in nobody's way
-                if _LEFTOVER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _LEFTOVER_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def need_space(location: str, wanted_bytes: int) -> None:
@@ -425,7 +465,7 @@ def patiently(
     *,
     seconds: float,
     say: Callable[[str], None],
-    faults: type[StoreError] = StoreError,
+    faults: type[StoreError] | tuple[type[StoreError], ...] = StoreError,
 ) -> T:
     """What `action` returns; a place out of reach or full is tried again for so long, at growing intervals.
 

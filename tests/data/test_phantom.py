@@ -98,6 +98,20 @@ def test_writing_again_does_nothing_and_other_options_replace(tmp_path):
     assert read_source(str(tmp_path)).rejects == []
 
 
+def test_films_of_somebody_else_stay_and_links_are_refused(tmp_path):
+    options = {"test_images": 1, "image_format": "png", "size": 64}
+    write_phantom(tmp_path / "a", images=2, **options)
+    (tmp_path / "a" / "train" / "mine.png").write_bytes(b"mine")
+    write_phantom(tmp_path / "a", images=1, **options)
+    assert len(list((tmp_path / "a" / "train").iterdir())) == 2
+    assert (tmp_path / "a" / "train" / "mine.png").read_bytes() == b"mine"
+    (tmp_path / "a" / "train").rename(tmp_path / "elsewhere")
+    (tmp_path / "a" / "train").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"a/train: a link to another place, which would be written over; remove it"):
+        write_phantom(tmp_path / "a", images=2, **options)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+
+
 def test_interrupted_writing_is_begun_anew(tmp_path):
     options = {"images": 3, "test_images": 1, "image_format": "png", "size": 64}
 

@@ -17,6 +17,7 @@ from vbd.data import prepare_shards
 from vbd.data.prepare import prepare
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
+from vbd.ownership import OWNER
 
 CONFIG = PrepareConfig(image_size=64, num_folds=3, shard_size=16)
 # Which raw files a shard was made of, with their times: not part of the dataset itself.
@@ -271,6 +272,29 @@ def test_folders_of_other_programs_do_not_disturb(copy: Path, raw: Path, decoded
     (copy / "dataset.json").unlink()
     prepare(str(raw), str(copy), CONFIG)
     assert open_dataset(str(copy)).counts["train_images"] == 60
+
+
+def test_what_somebody_else_put_into_its_folders_stays(
+    copy: Path, raw: Path, decoded: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.png"
+    other.write_bytes(b"theirs")
+    mine = [copy / name for name in ("images/mine.png", "shards/notes.txt", "receipts/a.json", "annotations/my.json")]
+    for path in mine:
+        path.write_bytes(b"theirs")
+    (copy / "images" / "link.png").symlink_to(other)
+    gone = sorted((raw / "train").iterdir())[3]
+    table = pd.read_csv(raw / "train.csv")
+    table[table["image_id"] != gone.stem].to_csv(raw / "train.csv", index=False)
+    gone.unlink()
+    prepare(str(raw), str(copy), replace(CONFIG, image_format="jpeg"), overwrite=True)
+    assert [path.read_bytes() for path in (*mine, other)] == [b"theirs"] * 5
+    images = sorted(path.name for path in (copy / "images").iterdir())
+    assert [name for name in images if not name.endswith(".jpg")] == ["link.png", "mine.png"]
+    assert f"{gone.stem}.jpg" not in images
+    assert len(images) == 71 + 2
+    assert f"{copy}/images: left alone, not known to vbd: link.png, mine.png\n" in capsys.readouterr().out
+    assert not (copy / OWNER).exists()
 
 
 def test_options_that_cannot_be_met_leave_the_dataset_alone(copy: Path, whole: Path, phantom: Path) -> None:

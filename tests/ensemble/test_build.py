@@ -10,6 +10,7 @@ import pytest
 
 from tests.ensemble.kept import FakePredict, every_image, good_members, write_dataset, write_kept
 from tests.ensemble.members import classifier, detector, truths_of
+from tests.owners import working_in
 from vbd import storage
 from vbd.config import RunOptions
 from vbd.data.prepared import image_sizes, read_truths, sample_submission_ids
@@ -217,6 +218,16 @@ def test_what_is_told_and_kept(good: EnsembleResult) -> None:
     assert set(content["gates"]) == {"append", "damp", "replace", "quota"}
     kept = detections_from_table(storage.read_table(f"{run}/ensemble_out_of_fold.parquet"))
     assert evaluate(kept, good.truths).map_40 == pytest.approx(good.out_of_fold.map_40)
+
+
+def test_an_ensemble_is_not_made_in_a_run_that_a_search_works_on(data, tmp_path) -> None:
+    run = write_kept(tmp_path / "run", data, {"yolox-1": GOOD["yolox-1"]})
+    before = storage.list_names(run)
+    with working_in(run) as told:
+        with pytest.raises(InputError) as caught:
+            build_ensemble(run, data, options=RunOptions(), say=silent, connect=lambda: pytest.fail("Ray was started"))
+        assert str(caught.value) == told
+    assert sorted({*before, "owner.json"}) == storage.list_names(run)
 
 
 def test_members_of_different_folds_share_nothing(data, tmp_path, monkeypatch) -> None:

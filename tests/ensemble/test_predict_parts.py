@@ -110,6 +110,25 @@ def test_a_part_without_its_content_is_done_again(tmp_path: Path) -> None:
     assert Output(str(tmp_path), ONE, PARTS, names=["detections"]).begin() == [2]
 
 
+def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"), ONE, PARTS, names=["detections"])
+    for number in output.begin():
+        output.write(_found(number))
+    (tmp_path / "out" / "parts" / "notes.parquet").write_bytes(b"mine")
+    (tmp_path / "mine.parquet").write_bytes(b"mine")
+    description = storage.read_object(str(tmp_path / "out" / "predictions.json"))
+    storage.write_json(
+        str(tmp_path / "out" / "predictions.json"), description | {"checkpoints": {"../mine": {}, "detections": {}}}
+    )
+    output = Output(str(tmp_path / "out"), ONE | {"augmentation": "flip"}, PARTS, names=["detections"], overwrite=True)
+    for number in output.begin():
+        output.write(_found(number))
+    output.finish(lambda text: None)
+    assert _names(tmp_path) == [
+        *("detections.parquet", "mine.parquet", "notes.parquet", "predictions.json", "rejects.csv")
+    ]
+
+
 def test_parts_lie_on_an_object_store_too(s3_bucket: str) -> None:
     folder = f"{s3_bucket}/predictions"
     output = Output(folder, ONE, PARTS, names=["detections"])

@@ -92,6 +92,28 @@ def test_an_ended_trial_keeps_the_best_alone_and_a_pruned_one_its_detections(run
     assert run.folder().read() == pruned
 
 
+def test_what_somebody_else_put_into_its_folder_stays_and_no_link_is_followed(run: _Run, tmp_path: Path) -> None:
+    run.begin()
+    run.report(10, 0.1)
+    folder, other = Path(run.folder().location), tmp_path / "other"
+    storage.copy_folder(str(folder / "step-00000010"), str(other))
+    files = sorted(path.name for path in other.iterdir())
+    (folder / "step-00000005").symlink_to(other)
+    (folder / "step-notes").write_text("mine")
+    (folder / "step-00000010" / "notes").write_text("mine")
+    (folder / "notes").write_text("mine")
+    run.report(20, 0.2)
+    run.report(30, 0.3)
+    run.folder().prune()
+    names = ["notes", "out_of_fold.parquet", "step-00000005", "step-00000010", "step-notes", "trial.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert [path.name for path in (folder / "step-00000010").iterdir()] == ["notes"]
+    run.folder().begin(CONFIG, dataset="another", number=0)
+    names.remove("out_of_fold.parquet")
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(path.name for path in other.iterdir()) == files
+
+
 def test_a_trial_goes_on_from_its_newest_whole_checkpoint(run: _Run) -> None:
     run.begin()
     run.report(10, 0.3)

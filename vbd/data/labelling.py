@@ -5,6 +5,7 @@ It runs anew in seconds whenever a label file or an option changes; the images s
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -310,6 +311,12 @@ def write_labels(labelling: Labelling, found: Source, output: str, config: Prepa
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("image_id", "PredictionString"), *ids])
     storage.write_bytes(storage.join(output, "sample_submission.csv"), text.getvalue().encode())
+
+
+# The files of `annotations/`, of augmented datasets too.
+ANNOTATIONS = re.compile(
+    r"(instances|originals)_(all|test|fold\d+)\.json|image_info_test\.json|(labels|readings|readers)\.parquet|folds\.csv"
+)
 
 
 def annotation_names(config: PrepareConfig, *, has_truth: bool) -> set[str]:

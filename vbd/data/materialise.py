@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vbd import storage
+from vbd import deletion, storage
 from vbd.augment.policies import TransformName, apply_transform, draw_transform, draws_of
 from vbd.boxes import as_boxes
 from vbd.config import ImageFormat, Layout, Policy, PrepareConfig
 from vbd.data.coco import select_folds
 from vbd.data.images import decode_image, encode_image, suffix_of
+from vbd.data.labelling import ANNOTATIONS
 from vbd.data.materialise_rows import document, draw_contact_sheet
 from vbd.data.prepare import bytes_of_images, check_is_ours, prepare
 from vbd.data.prepare_tasks import count_in_ray, run_tasks
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
 from vbd.errors import InputError
+from vbd.ownership import own
 from vbd.placement import check_decoding
 from vbd.records import Row
 from vbd.summary import tell
@@ -41,6 +43,7 @@ _MANIFEST, _PLAN = "augmented.json", "augmentation.json"
 _BASE = "prepared"
 _IMAGES_PER_TASK = 32
 _PROVENANCE = ("file_name", "source", "transform", "copy", "seed", "partners", "fold", "boxes_in", "boxes_out")
+_PART_NAME = re.compile(r"part-\d{5,}\.json")
 _PICTURE_NAME = re.compile(r"__\d+-[a-z0-9]+$")
 
 
@@ -89,16 +92,18 @@ def prepare_and_materialise(
         return f"{output}: {_counts_told(dataset)}"
     augmentation = Augmentation(policy, copies, config.seed)
     _check(augmentation)
-    if storage.exists(storage.join(source, "dataset.json")):
-        dataset = open_dataset(source)
-        _check_options(dataset, config, source)
-    else:
-        base = storage.join(output, _BASE)
-        _check_output(output, _told(augmentation), overwrite=overwrite)
-        dataset = prepare(source, base, config, **how)
-    # What was made of an earlier state of the same raw data is made anew where it has changed.
-    is_own = dataset.location == storage.absolute(storage.join(output, _BASE))
-    return materialise(dataset, output, augmentation, overwrite=overwrite, follow=is_own, connect=connect)
+    with contextlib.ExitStack() as owned:
+        if storage.exists(storage.join(source, "dataset.json")):
+            dataset = open_dataset(source)
+            _check_options(dataset, config, source)
+        else:
+            base = storage.join(output, _BASE)
+            _check_output(output, _told(augmentation), overwrite=overwrite)
+            owned.enter_context(own(output, "prepare"))
+            dataset = prepare(source, base, config, **how)
+        # What was made of an earlier state of the same raw data is made anew where it has changed.
+        is_own = dataset.location == storage.absolute(storage.join(output, _BASE))
+        return materialise(dataset, output, augmentation, overwrite=overwrite, follow=is_own, connect=connect)
 
 
 def _counts_told(dataset: PreparedDataset) -> str:
@@ -153,18 +158,20 @@ def materialise(
     train = [row for row in rows.to_pylist() if row["fold"] != TEST_FOLD]
     _check_ids([row["image_id"] for row in train], dataset)
     tasks = _tasks(train, told)
-    stale = _stale(tasks, output)
-    waiting = {image_id for task in stale for image_id in json.loads(task["image_ids"])}
-    pictures = sum(len(augmentation.transforms(row["labels"])) for row in train if row["image_id"] in waiting)
-    storage.need_space(output, bytes_of_images(pictures, dataset.options))
-    options = {"location": dataset.location, "output": storage.absolute(output), "augmentation": augmentation}
-    if stale:
-        connect()
-        check_decoding(1)
-    storage.delete_file(storage.join(output, _MANIFEST))
-    storage.write_json(storage.join(output, _PLAN), told)
-    run_tasks(stale, _write_part, title=f"policy {augmentation.policy}", total=len(waiting), **options)
-    return _publish(dataset, output, augmentation, tasks)
+    with own(output, "prepare") as owner:
+        stale = _stale(tasks, output)
+        waiting = {image_id for task in stale for image_id in json.loads(task["image_ids"])}
+        pictures = sum(len(augmentation.transforms(row["labels"])) for row in train if row["image_id"] in waiting)
+        storage.need_space(output, bytes_of_images(pictures, dataset.options))
+        options = {"location": dataset.location, "output": storage.absolute(output), "augmentation": augmentation}
+        if stale:
+            connect()
+            check_decoding(1)
+        storage.delete_file(storage.join(output, _MANIFEST))
+        storage.write_json(storage.join(output, _PLAN), told)
+        run_tasks(stale, _write_part, title=f"policy {augmentation.policy}", total=len(waiting), **options)
+        owner.check()
+        return _publish(dataset, output, augmentation, tasks)
 
 
 def _told(augmentation: Augmentation) -> dict[str, Any]:
@@ -204,18 +211,25 @@ def _tasks(train: Sequence[dict[str, Any]], told: dict[str, Any]) -> list[dict[s
 
 
 def _stale(tasks: Sequence[dict[str, str]], output: str) -> list[dict[str, str]]:
-    """The tasks whose part or one of whose pictures is missing, or was made of something else."""
-    files = storage.list_files(storage.join(output, "images"))
-    there = set(storage.list_names(storage.join(output, "parts")))
-    known = [task for task in tasks if task["part"] in there]
-    done = set()
-    for task, data in zip(
-        known, storage.read_many([storage.join(output, "parts", t["part"]) for t in known]), strict=True
-    ):
+    """The tasks whose part or one of whose pictures is missing, or was made of something else.
+
+    Deletes the pictures of parts that are: when the part has been made anew, nothing names them any more.
+    """
+    images = storage.join(output, "images")
+    files, keys = storage.list_files(images), {task["part"]: task["key"] for task in tasks}
+    there = sorted(filter(_PART_NAME.fullmatch, storage.list_files(storage.join(output, "parts"))))
+    done: set[str] = set()
+    wanted: set[str] = set()
+    known: set[str] = set()
+    for name, data in zip(there, storage.read_many([storage.join(output, "parts", n) for n in there]), strict=True):
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a broken part counts as none
             part = json.loads(data)
-            whole = all(name in files and files[name].size == size for name, size in part["sizes"].items())
-            done |= {task["part"]} if whole and part["key"] == task["key"] else set()
+            sizes = dict(part["sizes"])
+            known |= set(sizes)
+            is_whole = all(each in files and files[each].size == size for each, size in sizes.items())
+            if is_whole and part["key"] == keys.get(name):
+                done, wanted = done | {name}, wanted | set(sizes)
+    deletion.keep_only(images, wanted, known.__contains__)
     return [task for task in tasks if task["part"] not in done]
 
 
@@ -342,8 +356,11 @@ def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, 
     storage.write_bytes(
         storage.join(output, "contact_sheet.png"), draw_contact_sheet(rows, output, synthetic=dataset.synthetic)
     )
-    wanted = {"images": {row["file_name"] for row in rows}, "parts": {task["part"] for task in tasks}}
-    storage.keep_only(output, wanted | {"annotations": {f"{name}.json" for name in documents}})
+    for part, wanted, ours in (
+        ("parts", {task["part"] for task in tasks}, _PART_NAME),
+        ("annotations", {f"{name}.json" for name in documents}, ANNOTATIONS),
+    ):
+        deletion.keep_only(storage.join(output, part), wanted, ours.fullmatch)
     transforms = Counter(row["transform"] for row in rows)
     counts = {
         "pictures": len(rows),

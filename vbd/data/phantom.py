@@ -7,6 +7,7 @@ how often each class occurs, how many boxes of it. Every film depends on (seed, 
 import hashlib
 import math
 import multiprocessing
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,17 +18,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd import storage
+from vbd import deletion, storage
 from vbd.data.phantom_anatomy import expose
 from vbd.data.phantom_files import ImageFormat, encode_film
 from vbd.data.phantom_findings import draw_film
 from vbd.data.sources_tables import SYNTHETIC_MARK
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, NUM_FINDINGS, name_of
+from vbd.ownership import others, own
 
 VERSION = 1
 # Written before train.csv, the last file. While a folder is unfinished it carries the other one.
 MARKER, UNFINISHED = SYNTHETIC_MARK, "UNFINISHED.json"
+_FILM_NAME = re.compile(r"[0-9a-f]{32}\.(dicom|png)")
 _NOTE = (
     "SYNTHETIC images, drawn by a program. No patient, no radiologist. Scores on them say whether software works, "
     "nothing about medicine."
@@ -121,11 +124,25 @@ def write_phantom(
     _check(options)
     told = {"synthetic": True, "note": _NOTE, "generator": "vbd.data.phantom", "version": VERSION}
     told["options"] = asdict(options)
-    known = _clear(folder, told)
+    known = _known(folder, told)
     if known is not None:
         return known
-    storage.write_json(storage.join(folder, UNFINISHED), told)
+    with own(folder, "sample") as owner:
+        _clear(folder, told)
+        return _write(folder, told, options, processes=processes, progress=progress, check=owner.check)
 
+
+def _write(
+    folder: str,
+    told: dict,
+    options: PhantomOptions,
+    *,
+    processes: int,
+    progress: Callable[[int, int], None] | None,
+    check: Callable[[], None],
+) -> PhantomCounts:
+    """All of it; `check` is called before the files that make it whole."""
+    images, test_images = options.images, options.test_images
     tasks = [_Task(folder, "train", k, options) for k in range(images)]
     tasks += [_Task(folder, "test", k, options) for k in range(test_images)]
     films = []
@@ -140,9 +157,10 @@ def write_phantom(
         abnormal=sum(bool(film.labels) for film in train),
         readings=sum(len(film.readings) for film in train if film.labels),
     )
+    check()
     storage.write_json(storage.join(folder, MARKER), told | {"counts": asdict(counts)})
     _write_tables(folder, train, test)
-    _delete_file(storage.join(folder, UNFINISHED))
+    storage.delete_file(storage.join(folder, UNFINISHED))
     return counts
 
 
@@ -160,11 +178,14 @@ def _check(options: PhantomOptions) -> None:
             raise InputError(f"phantom: {name} is {getattr(options, name)!r}; want {wanted}")
 
 
-def _clear(folder: str, told: dict) -> PhantomCounts | None:
-    """Makes room for the data set; returns its counts when it is there already, whole."""
-    names = storage.list_names(folder)
+def _known(folder: str, told: dict) -> PhantomCounts | None:
+    """The counts of the data set when it is there already, whole; raises InputError for a folder of other things."""
+    names = others(storage.list_names(folder))
     if not names:
         return None
+    for name in names:
+        if storage.is_link(storage.join(folder, name)):
+            raise InputError(f"{folder}/{name}: a link to another place, which would be written over; remove it")
     if MARKER not in names and UNFINISHED not in names:
         raise InputError(f"{folder}: not empty, and no synthetic data set; choose a new folder")
     if UNFINISHED not in names and "train.csv" in names:
@@ -172,17 +193,16 @@ def _clear(folder: str, told: dict) -> PhantomCounts | None:
         counts = old.pop("counts", None)
         if old == told and counts is not None:
             return PhantomCounts(**counts)
-    storage.write_json(storage.join(folder, UNFINISHED), told)
-    for part in ("train", "test"):
-        storage.delete_folder(storage.join(folder, part))
-    for name in {MARKER, "train.csv", "test_truth.csv", "sample_submission.csv"} & set(names):
-        _delete_file(storage.join(folder, name))
     return None
 
 
-def _delete_file(location: str) -> None:
-    files, path = storage.filesystem(location)
-    files.delete_file(path)
+def _clear(folder: str, told: dict) -> None:
+    """Makes room for the data set."""
+    storage.write_json(storage.join(folder, UNFINISHED), told)
+    for part in ("train", "test"):
+        deletion.delete_folder(storage.join(folder, part), _FILM_NAME.fullmatch)
+    for name in (MARKER, "train.csv", "test_truth.csv", "sample_submission.csv"):
+        storage.delete_file(storage.join(folder, name))
 
 
 def _make_all(tasks: list[_Task], processes: int) -> Iterator[_Film]:

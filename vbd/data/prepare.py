@@ -6,14 +6,24 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
-from vbd import storage
-from vbd.config import Layout, PrepareConfig, check_prepare_config
+from vbd import deletion, storage
+from vbd.config import ImageFormat, Layout, PrepareConfig, check_prepare_config
 from vbd.data.folds import TooFewError
 from vbd.data.images import suffix_of
-from vbd.data.labelling import ImageFacts, annotation_names, count, label_images, wanted_images, write_labels
+from vbd.data.labelling import (
+    ANNOTATIONS,
+    ImageFacts,
+    annotation_names,
+    count,
+    label_images,
+    wanted_images,
+    write_labels,
+)
 from vbd.data.prepare_shards import (
     Found,
     Receipt,
@@ -29,6 +39,7 @@ from vbd.data.prepared import SCHEMA, PreparedDataset, open_dataset
 from vbd.data.sources import Source, describe, read_source
 from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
+from vbd.ownership import others, own
 from vbd.placement import check_decoding
 from vbd.rejects import REJECT_COLUMNS, Reject, reject, reject_reasons
 
@@ -62,23 +73,35 @@ def prepare(
     print(f"{source}: {describe(found)}", flush=True)
     suffix = suffix_of(config.image_format)
     shards = plan_shards(wanted_images(found, config), config.shard_size)
+    image_ids = {row["image_id"] for shard in shards for row in shard.rows}
     check_is_ours(output, _PLAN, what="dataset")
-    earlier = look_around(output, pixel_key(config))
-    if not overwrite:
-        _check_is_this_one(output, config, {row["image_id"] for shard in shards for row in shard.rows}, earlier)
-    stale = stale_shards(shards, earlier, suffix, retry=overwrite)
+
+    def look() -> tuple[Found, list[Shard]]:
+        earlier = look_around(output, pixel_key(config))
+        if not overwrite:
+            _check_is_this_one(output, config, image_ids, earlier)
+        return earlier, stale_shards(shards, earlier, suffix, retry=overwrite)
+
+    earlier, stale = look()
     if not stale and _is_whole(output, _inputs(found, config, earlier.by_image.values())):
         print(f"{output}: up to date", flush=True)
         _check_rejects(storage.read_csv(storage.join(output, _REJECTS)), output, max_rejects)
         return open_dataset(output)
     storage.need_space(output, 2 * bytes_of_images(sum(len(shard.rows) for shard in stale), config))
-    if stale:
-        connect()
-        check_decoding(1)
-        _begin(output, config)
-    storage.remove_leftovers(output)
-    write_shards(stale, earlier, output, config, suffix=suffix)
-    return _publish(found, output, config, shards=shards, max_rejects=max_rejects)
+    with own(output, "prepare") as owner:
+        earlier, stale = look()  # again: another job may have ended here meanwhile
+        if stale:
+            connect()
+            check_decoding(1)
+            _begin(output, config)
+        deletion.remove_leftovers(output)
+        if stale:
+            # Before new receipts take the place of those that name them.
+            _keep_images(output, {f"{image_id}{suffix}" for image_id in image_ids}, earlier.image_ids)
+        write_shards(stale, earlier, output, config, suffix=suffix)
+        owner.check()
+        known = set(earlier.image_ids)
+        return _publish(found, output, config, shards=shards, known=known, max_rejects=max_rejects)
 
 
 def _begin(output: str, config: PrepareConfig) -> None:
@@ -115,7 +138,7 @@ def check_is_ours(output: str, plan: str, *, what: str, besides: Collection[str]
 
     Ours is a folder with the file `plan`, or with nothing in it `besides` some names.
     """
-    names = [name for name in storage.list_names(output) if not name.endswith(".tmp")]
+    names = [name for name in others(storage.list_names(output)) if not name.endswith(".tmp")]
     if plan not in names and not set(names) <= set(besides):
         raise InputError(f"{output}: holds other files and no {what} of ours; choose an empty --output")
     for name in names:
@@ -176,9 +199,18 @@ def _files(output: str) -> dict[str, int]:
 
 
 def _publish(
-    found: Source, output: str, config: PrepareConfig, *, shards: Sequence[Shard], max_rejects: int | None
+    found: Source,
+    output: str,
+    config: PrepareConfig,
+    *,
+    shards: Sequence[Shard],
+    known: set[str],
+    max_rejects: int | None,
 ) -> PreparedDataset:
-    """Everything but the pixels; `dataset.json` comes last and makes the dataset whole."""
+    """Everything but the pixels; `dataset.json` comes last and makes the dataset whole.
+
+    `known` are the ids of images that earlier runs have prepared here.
+    """
     receipts = read_receipts(output, shards, pixel_key(config))
     paths = {row["image_id"]: row["path"] for shard in shards for row in shard.rows}
     facts = {
@@ -204,15 +236,15 @@ def _publish(
     _begin(output, config)
     suffix = suffix_of(config.image_format)
     write_labels(labelling, found, output, config, suffix=suffix)
-    storage.keep_only(
-        output,
-        {
-            "shards": {f"{shard.name}.parquet" for shard in shards},
-            "receipts": {f"{shard.name}.json" for shard in shards},
-            "images": {f"{image_id}{suffix}" for image_id in facts},
-            "annotations": annotation_names(config, has_truth=labelling.truth is not None),
-        },
-    )
+    wanted = {f"{image_id}{suffix}" for image_id in facts}
+    _keep_images(output, wanted, {item.image_id for item in receipts} | known)  # before the receipts that name them
+    names = annotation_names(config, has_truth=labelling.truth is not None)
+    for part, kept, ours in (
+        ("shards", {f"{shard.name}.parquet" for shard in shards}, re.compile(r"shard-\d{5,}\.parquet")),
+        ("receipts", {f"{shard.name}.json" for shard in shards}, re.compile(r"shard-\d{5,}\.json")),
+        ("annotations", names, ANNOTATIONS),
+    ):
+        deletion.keep_only(storage.join(output, part), kept, ours.fullmatch)
     print(labelling.folds.T.to_string(), flush=True)
     manifest = {
         "schema": SCHEMA,
@@ -228,6 +260,12 @@ def _publish(
     }
     storage.write_json(storage.join(output, _MANIFEST), manifest)
     return open_dataset(output)
+
+
+def _keep_images(output: str, wanted: set[str], image_ids: Collection[str]) -> None:
+    """Deletes the prepared images of these ids that are not wanted."""
+    ours = {f"{image_id}{suffix_of(image_format)}" for image_id in image_ids for image_format in get_args(ImageFormat)}
+    deletion.keep_only(storage.join(output, "images"), wanted, ours.__contains__)
 
 
 def _nothing_left(output: str, found: Source, rejects: Sequence[Reject], config: PrepareConfig) -> str:

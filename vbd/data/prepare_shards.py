@@ -83,6 +83,7 @@ class Found:
     receipts: Mapping[str, tuple[int, list[Receipt]]]  # by shard: size of the shard's file, and its images
     shards: Mapping[str, FileFacts]
     images: Mapping[str, FileFacts]
+    image_ids: frozenset[str] = frozenset()  # of all receipts, those of other options too
 
     @property
     def by_image(self) -> dict[str, Receipt]:
@@ -97,7 +98,16 @@ def look_around(output: str, key: str) -> Found:
     contents = storage.read_many([storage.join(folder, name) for name in names])
     read = {name.removesuffix(".json"): _parsed(content, key) for name, content in zip(names, contents, strict=True)}
     receipts = {name: told for name, told in read.items() if told is not None}
-    return Found(receipts, *(storage.list_files(storage.join(output, part)) for part in ("shards", "images")))
+    shards, images = (storage.list_files(storage.join(output, part)) for part in ("shards", "images"))
+    return Found(receipts, shards, images, frozenset(image_id for content in contents for image_id in _ids(content)))
+
+
+def _ids(content: bytes) -> list[str]:
+    """The images that a receipt names, whatever their options; none when it is broken."""
+    try:
+        return [str(item["image_id"]) for item in json.loads(content)["images"]]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 def _parsed(content: bytes, key: str) -> tuple[int, list[Receipt]] | None:

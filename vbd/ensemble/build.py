@@ -20,6 +20,7 @@ from vbd.ensemble.recipe import FILE, SCHEMA
 from vbd.ensemble.summary import count_of, summary_of
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores, evaluate
+from vbd.ownership import own
 from vbd.records import Detections, Truth, detections_to_table, finds_nothing
 from vbd.submission import write_submission
 from vbd.submission_check import check_submission
@@ -69,14 +70,32 @@ def build_ensemble(
     output: str | None = None,
     plan: Plan | None = None,
     say: Callable[[str], None] | None = None,
+    connect: Callable[[], object] = lambda: None,
 ) -> EnsembleResult:
-    """Builds the ensemble of a run's kept checkpoints and writes its submission; needs a Ray connection.
+    """Builds the ensemble of a run's kept checkpoints and writes its submission; `connect` is called before Ray is needed.
 
     `run` is the folder of a search or of a training over folds. Raises InputError when it has no members, when they were
-    trained on another dataset, or when they share no image that none was trained on.
+    trained on another dataset, when they share no image that none was trained on, or when another job works in the run.
     """
     say = say or functools.partial(print, flush=True)
     dataset = open_dataset(data)
+    read_members(members_folder(run), dataset)  # a mistake is found before anything is written or Ray is started
+    with own(run, "ensemble") as owner:
+        connect()
+        return _build(run, dataset, output, options=options, plan=plan or Plan(), say=say, check=owner.check)
+
+
+def _build(
+    run: str,
+    dataset: PreparedDataset,
+    output: str | None,
+    *,
+    options: RunOptions,
+    plan: Plan,
+    say: Callable[[str], None],
+    check: Callable[[], None],
+) -> EnsembleResult:
+    """`check` is called before anything is written."""
     members = read_members(members_folder(run), dataset)
     families = {member.name: family_of(member) for member in members}
     found, truths = _common_images({m.name: m.out_of_fold() for m in members}, read_truths(dataset, "train"))
@@ -89,7 +108,7 @@ def build_ensemble(
         f"{count_of(len(boxes), 'detector')} and {count_of(len(whole), 'classifier')} on {len(truths):,} images that none "
         "was trained on"
     )
-    fitted = fit_ensemble(boxes, whole, truths, plan or Plan(), say=say)
+    fitted = fit_ensemble(boxes, whole, truths, plan, say=say)
 
     truth_is_known = storage.exists(storage.join(dataset.location, "annotations", "instances_test.json"))
     wanted = [m for m in members if truth_is_known or m.name in fitted.recipe.members]
@@ -99,6 +118,7 @@ def build_ensemble(
             say(f"warning: {name}: finds nothing in all {len(runs[0]):,} test images")
     detections = fitted.recipe.apply(predicted)
     target = output or storage.join(run, "submission.csv")
+    check()
     _write_checked(detections, target, dataset)
     result = EnsembleResult(
         output=target,

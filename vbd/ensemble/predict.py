@@ -4,6 +4,7 @@
 the rest of vbd asks for, in memory.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from vbd.ensemble.predict_outputs import Extras, Found, write_extras
 from vbd.ensemble.predict_parts import Output
 from vbd.ensemble.predict_stages import Pools, found_parts, site_of
 from vbd.errors import InputError
+from vbd.ownership import own
 from vbd.progress import Progress
 from vbd.records import Detections, detections_from_table, finds_nothing
 from vbd.rejects import Reject
@@ -121,15 +123,21 @@ def write_predictions(
     output = Output(request.output, description, parts, names=list(opened), overwrite=overwrite)
     if output.is_finished:
         say(f"{request.output}: holds these predictions already")
-    if not output.is_finished or request.extras.is_any:
-        connect()
-    if not output.is_finished:
-        _fill(output, parts, list(opened.values()), request, options=options, workers=workers, say=say)
-    for name, folder in request.checkpoints.items():
-        found_in = detections_from_table(output.read(name))
-        if finds_nothing(found_in):
-            say(f"warning: {folder}: finds nothing in all {len(found_in):,} images; is it trained, and on such images?")
-    finished = finish and [finish()]
+    with contextlib.ExitStack() as owned:
+        if not output.is_finished or finish:
+            owner = owned.enter_context(own(request.output, "predict"))
+        if not output.is_finished or request.extras.is_any:
+            connect()
+        if not output.is_finished:
+            predictors = list(opened.values())
+            _fill(output, parts, predictors, request, options=options, workers=workers, say=say, check=owner.check)
+        for name, folder in request.checkpoints.items():
+            found_in = detections_from_table(output.read(name))
+            if finds_nothing(found_in):
+                say(
+                    f"warning: {folder}: finds nothing in all {len(found_in):,} images; is it trained, and on such images?"
+                )
+        finished = finish and [finish()]
     if request.extras.is_any:
         found = finished or [Found(name, checkpoint.title, output.read(name)) for name, checkpoint in opened.items()]
         write_extras(request.extras, found, items, images=request.images, say=say)
@@ -159,6 +167,7 @@ def _fill(
     options: RunOptions,
     workers: int | None,
     say: Callable[[str], None],
+    check: Callable[[], None],
 ) -> None:
     site_of(options, workers)  # refuses before the folder is begun
     missing = {number: list(parts[number]) for number in output.begin()}
@@ -172,6 +181,7 @@ def _fill(
             output.write(found)
             refused += len(found.rejects)
             progress.advance(len(missing[found.number]), note=f"{refused} refused")
+    check()
     output.finish(say)
 
 

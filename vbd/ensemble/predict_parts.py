@@ -7,10 +7,11 @@ become one table for each checkpoint, and go.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vbd import storage
+from vbd import deletion, storage
 from vbd.difference import first_difference
 from vbd.ensemble.predict_images import Item
 from vbd.ensemble.predict_stages import FoundPart
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _PARTS, _REJECTS = "parts", b"rejects"
+_PART_NAME = re.compile(r"part-[0-9]{5,}-[0-9a-f]{16}\.parquet")
 # Facts of an image that are no reason to look at it again: the folder may have been moved.
 _NO_FACTS = ("path",)
 
@@ -68,12 +70,12 @@ class Output:
 
     def begin(self) -> list[int]:
         """Says what is coming, and removes what is not of it; returns the numbers of the parts that are missing."""
-        storage.remove_leftovers(self.folder)
+        deletion.remove_leftovers(self.folder)
         storage.write_json(storage.join(self.folder, PREDICTIONS), self.description)
-        for name in sorted(self._older):
+        for name in sorted(filter(storage.is_safe_id, self._older)):
             storage.delete_file(storage.join(self.folder, name))
         here = set(storage.list_files(storage.join(self.folder, _PARTS)))
-        storage.keep_only(self.folder, {_PARTS: set(self._files.values())})
+        deletion.keep_only(storage.join(self.folder, _PARTS), set(self._files.values()), _PART_NAME.fullmatch)
         known = [number for number, name in self._files.items() if name in here]
         whole = storage.in_threads(_is_readable, [self._place(number) for number in known])
         done = {number for number, is_whole in zip(known, whole, strict=True) if is_whole}
@@ -110,7 +112,7 @@ class Output:
             storage.join(self.folder, PREDICTIONS),
             self.description | {"images": self._digest, "counts": self.counts},
         )
-        storage.delete_folder(storage.join(self.folder, _PARTS))
+        deletion.delete_folder(storage.join(self.folder, _PARTS), _PART_NAME.fullmatch)
         self.is_finished = True
 
     def read(self, name: str) -> "pa.Table":

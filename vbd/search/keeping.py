@@ -3,14 +3,19 @@
 A trial's place depends on its score and its id alone, so what is kept does not depend on who ended first.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 
-from vbd import storage
+from vbd import deletion, storage
+from vbd.config import FAMILIES
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.search.leaderboard import Leaderboard, is_scored, ranked
 from vbd.search.trial import ENDED, TrialFolder, read_trials
-from vbd.training.members import MANIFEST, OUT_OF_FOLD, Member, write_members
+from vbd.training.members import MANIFEST, OUT_OF_FOLD, Member, delete_checkpoint, write_members
+
+# A kept checkpoint, or half of one: a process that is killed leaves it under another name.
+_KEPT = re.compile(rf"({'|'.join(FAMILIES)})-[0-9]+(\.[0-9a-f]{{8}}\.tmp)?")
 
 
 def best_of_families(trials: Sequence[Trial], *, per_family: int) -> dict[str, Trial]:
@@ -74,30 +79,35 @@ def keep_best(run: str, board: Leaderboard, *, per_family: int) -> list[Member]:
     folder = storage.join(run, "best")
     best = best_of_families(board.trials, per_family=per_family)
     if not best:
-        storage.delete_folder(folder)
+        _clear(folder, wanted=())
         raise InputError(f"{run}: no trial of the search ended with a score; see leaderboard.txt for the reasons")
     places = {name: storage.join(folder, name) for name in best}
     missing = [name for name, trial in best.items() if not _is_copy(trial.checkpoint, places[name])]
     if missing:
         storage.delete_file(storage.join(folder, MANIFEST))
     for name in missing:
-        storage.delete_folder(places[name])
+        delete_checkpoint(places[name])
         storage.copy_folder(best[name].checkpoint, places[name])
     members = [Member(name, trial.trial_id, trial.score, (places[name],)) for name, trial in best.items()]
     write_members(folder, members, board.dataset, synthetic=board.synthetic)
-    for name in set(storage.list_names(folder)) - {*best, MANIFEST}:
-        # Of a killed process there may be half a manifest, which is a file.
-        delete = storage.delete_file if name.startswith(MANIFEST) else storage.delete_folder
-        delete(storage.join(folder, name))
+    _clear(folder, wanted=(*best, MANIFEST))
     return members
 
 
+def _clear(folder: str, *, wanted: Collection[str]) -> None:
+    """Deletes what an earlier end of this search kept, or a killed one left, and what is not `wanted` now."""
+    unwanted = [name for name in storage.list_names(folder) if name not in wanted and _KEPT.fullmatch(name)]
+    deletion.keep_only(folder, {*wanted, *unwanted}, MANIFEST.__eq__)  # the manifest first: it names whole copies only
+    for name in unwanted:
+        delete_checkpoint(storage.join(folder, name))
+
+
 def _is_copy(checkpoint: str, copy: str) -> bool:
-    """Whether a folder holds the same files; config.json tells the SHA-256 of those of weights."""
+    """Whether a folder holds the same files, whatever else; config.json tells the SHA-256 of those of weights."""
     sizes, copied = (
         {name: facts.size for name, facts in storage.list_files(folder).items()} for folder in (checkpoint, copy)
     )
-    return sizes == copied and all(
+    return sizes.items() <= copied.items() and all(
         storage.read_bytes(storage.join(checkpoint, name)) == storage.read_bytes(storage.join(copy, name))
         for name in ("config.json", OUT_OF_FOLD)
     )

@@ -16,6 +16,7 @@ from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
 from vbd.errors import InputError
+from vbd.ownership import Owner, others, own
 from vbd.placement import told_while_waiting
 from vbd.records import Trial
 from vbd.search.calibrate import close_forecast, devices_of, prepare_forecast
@@ -50,10 +51,25 @@ def run_search(
     """Runs a search, or goes on with it when the run folder holds an unfinished one; needs a Ray connection.
 
     Writes the leaderboard and the kept checkpoints to `<storage_root>/<name>`. `price` is that of a device-hour. Raises
-    InputError when that folder belongs to another search or another dataset, unless it may `extend` it: what is there stays,
-    and what the new one adds is run. Raises KeyboardInterrupt when it was stopped, with all that has ended written.
+    InputError when another job works in that folder, or when it belongs to another search or dataset, unless it may `extend`
+    it: what is there stays, and what the new one adds is run. Raises KeyboardInterrupt when it was stopped, with all that has
+    ended written.
     """
     run, dataset = run_folder(storage_root, name), open_dataset(data)
+    with own(run, "tune") as owner:
+        return _run_search(search, dataset, run, options, owner, extend=extend, price=price)
+
+
+def _run_search(
+    search: SearchConfig,
+    dataset: PreparedDataset,
+    run: str,
+    options: RunOptions,
+    owner: Owner,
+    *,
+    extend: bool,
+    price: float | None,
+) -> Leaderboard:
     needs = needs_of(search, options)
     configs, known, claim = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)
@@ -81,6 +97,7 @@ def run_search(
             price=price,
         )
         searcher, stopped = session.run(search, proposer, known, plan)
+    owner.check()
     board = read_board(run, search, dataset)
     write_leaderboard(run, board)
     _sum_up(run, board)
@@ -196,7 +213,7 @@ def _check_run_folder(run: str, mine: dict[str, Any], *, extend: bool) -> bool:
     """Whether run.json is to be written: a run folder belongs to one search on one dataset."""
     location = storage.join(run, "run.json")
     if not storage.exists(location):
-        if storage.list_names(run):
+        if others(storage.list_names(run)):
             raise InputError(f"{run}: the folder is not empty and holds no run; choose another --name")
         return True
     theirs = storage.read_object(location)

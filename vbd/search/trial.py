@@ -17,7 +17,7 @@ from vbd.evaluation.score import SCORE
 from vbd.phases import until
 from vbd.records import Trial
 from vbd.training.checkpoint import CheckpointInfo, read_info, whole_checkpoints
-from vbd.training.members import OUT_OF_FOLD
+from vbd.training.members import OUT_OF_FOLD, delete_checkpoint
 
 SCHEMA = 2
 # A trial in one of these states is not trained any more.
@@ -96,7 +96,7 @@ class TrialFolder:
         """
         found = self.read_with_dataset()
         if found and found[1] != dataset:
-            storage.delete_folder(self.location)  # the run was extended to another dataset: trained anew
+            self._clear()  # the run was extended to another dataset: trained anew
             found = None
         trial = found[0] if found else None
         if trial is None:
@@ -230,11 +230,16 @@ class TrialFolder:
         trial, dataset = found
         return self._write(dataclasses.replace(trial, **fields), dataset)
 
+    def _clear(self) -> None:
+        self._keep_only(set())
+        for name in (self._json, storage.join(self.location, OUT_OF_FOLD)):
+            storage.delete_file(name)
+
     def _keep_only(self, wanted: set[str]) -> None:
         for name in storage.list_names(self.location):
             folder = storage.join(self.location, name)
             if name.startswith("step-") and folder not in wanted:
-                storage.delete_folder(folder)
+                delete_checkpoint(folder)
 
 
 def seconds_of(history: Sequence[dict[str, Any]]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vbd import storage
 from vbd.evaluation.score import SCORE
+from vbd.training.members import delete_checkpoint
 
 _POINTER = "best.json"
 
@@ -52,4 +53,4 @@ def keep_if_best(run: str, checkpoint: str | Path, metrics: Mapping[str, Any]) -
     )
     for other in storage.list_names(run):
         if other.startswith("best-") and other != name:
-            storage.delete_folder(storage.join(run, other))
+            delete_checkpoint(storage.join(run, other))

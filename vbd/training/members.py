@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from vbd import storage
+from vbd import deletion, storage
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.records import Detections, detections_from_table
@@ -13,6 +13,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 # A checkpoint's detections on its validation fold, which it never trained on; lies in the checkpoint's folder.
 OUT_OF_FOLD = "out_of_fold.parquet"
+# The files of a checkpoint's folder.
+CHECKPOINT_FILES = ("config.json", "model.pt", "state.pt", OUT_OF_FOLD)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ def write_members(folder: str, members: Sequence[Member], dataset_fingerprint: s
         ],
     }
     storage.write_json(storage.join(folder, MANIFEST), content)
+
+
+def delete_checkpoint(folder: str) -> None:
+    """Deletes a checkpoint; a file in its folder that is not of a checkpoint stays there."""
+    deletion.delete_folder(folder, CHECKPOINT_FILES.__contains__)
 
 
 def members_folder(run: str) -> str:

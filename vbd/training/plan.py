@@ -10,6 +10,7 @@ from vbd.config import RunOptions, TrainConfig, stage_two, train_config_from
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
 from vbd.errors import InputError
+from vbd.ownership import others
 from vbd.training.members import read_members
 from vbd.training.settings import Settings, changed, changed_options, config_from_file
 
@@ -153,7 +154,7 @@ def claim_output(output: str, plan: TrainingPlan, dataset: PreparedDataset) -> T
 def joined(output: str, plan: TrainingPlan, dataset: PreparedDataset) -> TrainingPlan:
     """What `claim_output` returns and raises, and nothing is written."""
     if not storage.exists(storage.join(output, "train.json")):
-        if storage.list_names(output):
+        if others(storage.list_names(output)):
             raise InputError(f"{output}: the folder is not empty and holds no training; choose another --output")
         return plan
     theirs, fingerprint = _read(output)

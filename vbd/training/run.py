@@ -1,16 +1,18 @@
 """Configurations on folds with Ray Train, one run for each fold."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vbd import storage
+from vbd import deletion, storage
 from vbd.config import TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError, input_error_within
+from vbd.ownership import Owner, own
 from vbd.placement import Selector, check_workers, selector_for, told_while_waiting, what_is_held
 from vbd.summary import tell
 from vbd.training.best import best_of
-from vbd.training.members import Member, write_members
+from vbd.training.members import Member, delete_checkpoint, write_members
 from vbd.training.outcome import Outcome, format_outcomes, member_of, summary
 from vbd.training.plan import TrainingPlan, claim_output, run_name
 
@@ -21,16 +23,23 @@ if TYPE_CHECKING:
 _MAX_FAILURES = 3
 
 
-def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
-    """Trains every configuration on every fold and writes the manifest that the ensemble reads; needs a Ray connection.
+def train_plan(plan: TrainingPlan, output: str, *, connect: Callable[[], object] = lambda: None) -> list[Member]:
+    """Trains every configuration on every fold and writes the manifest that the ensemble reads.
 
-    Runs that are finished are not run again. A run that cannot go on lets the others end first; then InputError is raised.
+    `connect` is called before Ray is needed. Runs that are finished are not run again. A run that cannot go on lets the others
+    end first; then InputError is raised, as it is when another job works in `output`.
     """
     dataset, root = open_dataset(plan.data), storage.absolute(output)
+    with own(root, "train") as owner:
+        connect()
+        return _train_plan(plan, dataset, root, owner)
+
+
+def _train_plan(plan: TrainingPlan, dataset: PreparedDataset, root: str, owner: Owner) -> list[Member]:
     beside, each, selector = 1 if plan.options.input == "ray" else 0, resources_of(plan), _selector_of(plan)
     check_workers(plan.workers[0], each, beside=beside, selector=selector)
     plan = claim_output(root, plan, dataset)
-    storage.remove_leftovers(root)
+    deletion.remove_leftovers(root)
     if waiting := what_is_held(plan.workers[0], each):
         print(waiting, flush=True)
     with told_while_waiting(each, selector):
@@ -41,6 +50,7 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
         if not any(outcome.reason for outcome in mine):
             members.append(member_of(name, mine))
             summaries.append(summary(members[-1], mine, dataset))
+    owner.check()
     if members:
         write_members(root, members, dataset.fingerprint, synthetic=dataset.synthetic)
     failed_folds = sum(bool(outcome.reason) for outcome in outcomes)
@@ -165,4 +175,4 @@ def _tidy(run: str, result: "Result") -> None:
     for name in storage.list_names(run):
         is_left = name.startswith("checkpoint_") and not name.endswith(".json") and name not in kept
         if is_left or name.startswith("best-"):
-            storage.delete_folder(storage.join(run, name))
+            delete_checkpoint(storage.join(run, name))
