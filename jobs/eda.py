@@ -1,9 +1,10 @@
 """The exploratory report of a prepared dataset."""
 
-from vbd.cli import main
+from vbd.cli import Location, main
+from vbd.storage import shown
 
 
-def eda(*, data: str, output: str, picture: str | None = None) -> None:
+def eda(*, data: Location, output: Location, picture: Location | None = None) -> None:
     """Write what a prepared dataset holds as one HTML page that works offline.
 
     Args:
@@ -15,10 +16,10 @@ def eda(*, data: str, output: str, picture: str | None = None) -> None:
     from vbd.reports.gallery import readme_picture
 
     write_eda(data, output)
-    print(f"{output}: written; open it in any browser")
+    print(f"{shown(output)}: written; open it in any browser")
     if picture:
         image_id = readme_picture(data, picture)
-        print(f"{picture}: image {image_id}")
+        print(f"{shown(picture)}: image {image_id}")
 
 
 if __name__ == "__main__":

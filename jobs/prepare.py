@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from vbd.cli import connect, main
+from vbd.cli import Location, connect, main
 
 
 def prepare(
     *,
-    source: str,
-    output: str,
+    source: Location,
+    output: Location,
     layout: Literal["auto", "competition", "yolo", "coco"] = "auto",
     image_size: int = 512,
     resize: Literal["stretch", "letterbox"] = "stretch",

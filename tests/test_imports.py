@@ -15,7 +15,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 LEVELS = (
     (
         *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
-        *("fusing", "suppression", "drawing", "cluster", "placement", "versions"),
+        *("fusing", "suppression", "drawing", "cluster", "placement", "versions", "connection"),
     ),
     (
         *("augment", "evaluation", "submission"),
@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "training.run",
         "search",
         "ensemble.predict",
-        "cli",
+        "connection",
     ),
     "torch": ("models", "training", "data.dataset", "ensemble.predict"),
     "yolox": ("models.yolox",),
