@@ -10,14 +10,10 @@ import re
 import signal
 import socket
 import threading
-from typing import TYPE_CHECKING
 
 from vbd import versions
 from vbd.connection_local import check_own_ray
 from vbd.errors import InputError
-
-if TYPE_CHECKING:
-    import grpc
 
 # Read by Ray when it starts, here and in every worker.
 _RAY_SETTINGS = {
@@ -142,22 +138,21 @@ def _asks_for_no_token(address: str) -> bool:
     _check_listens(address)
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return False  # it asks for a certificate, which `ray.init` reads
-    import grpc
     from ray._private import services
 
     code = _answer(address)
-    if code == grpc.StatusCode.UNAUTHENTICATED:
+    if code == "UNAUTHENTICATED":
         _check_token(address)
-    elif code == grpc.StatusCode.UNIMPLEMENTED:
+    elif code == "UNIMPLEMENTED":
         raise InputError(f"{_where(address)}: not the head of a Ray 2.60, but another of its ports or server; {_FORMS}")
-    elif code != grpc.StatusCode.OK:
-        raise InputError(f"{_where(address)}: something listens there, and it is no Ray ({code.name}); {_FORMS}")
+    elif code != "OK":
+        raise InputError(f"{_where(address)}: something listens there, and it is no Ray ({code}); {_FORMS}")
     if not services.find_node_ids():
         raise InputError(
             f"{_where(address)}: this machine is not a node of that cluster; submit the job (`ray job submit`), or add this "
             f"machine first (`ray start --address {address}`)"
         )
-    return code == grpc.StatusCode.OK
+    return code == "OK"
 
 
 def _check_listens(address: str) -> None:
@@ -176,23 +171,22 @@ def _check_listens(address: str) -> None:
         ) from None
 
 
-def _answer(address: str, token: str = "") -> "grpc.StatusCode":
-    """What the server at an address says to a call that only a Ray head knows."""
-    import grpc
+def _answer(address: str, token: str = "") -> str:
+    """The gRPC status with which the server at an address answers a call that only a Ray head knows."""
+    import grpc  # type: ignore[import-untyped]  # comes with Ray
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary(_CALL, request_serializer=bytes, response_deserializer=bytes)
         try:
             call(b"", timeout=_ANSWER_SECONDS, metadata=[("authorization", f"Bearer {token}")] if token else None)
         except grpc.RpcError as error:
-            return error.code()
-    return grpc.StatusCode.OK
+            return error.code().name
+    return "OK"
 
 
 def _check_token(address: str) -> None:
     """Raises InputError when this job sends no token to a cluster that asks for one, or a wrong one."""
-    import grpc
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
     from ray.exceptions import AuthenticationError
 
     place = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -213,7 +207,7 @@ def _check_token(address: str) -> None:
             f"{_where(address)}: the cluster asks for a token, and RAY_AUTH_MODE is {mode or 'not set'}; export "
             "RAY_AUTH_MODE=token"
         )
-    if _answer(address, token) == grpc.StatusCode.UNAUTHENTICATED:
+    if _answer(address, token) == "UNAUTHENTICATED":
         raise InputError(
             f"{_where(address)}: the cluster refuses the token of {place}; put there the token that the cluster was started "
             "with"
@@ -234,10 +228,10 @@ def _how_to_start(address: str) -> str:
         return (
             f"it has ended without removing {get_ray_address_file(None)}: remove that file, or export RAY_ADDRESS=local"
         )
-    loopback = (
-        "" if address == _asked() else ", with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 if it listens on localhost alone"
-    )
-    return f"start the cluster, or unset RAY_ADDRESS and the job starts its own{loopback}"
+    advice = "start the cluster, or unset RAY_ADDRESS and the job starts its own"
+    if address == _asked():
+        return advice
+    return f"{advice}; one that listens on localhost alone needs RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in this shell too"
 
 
 # ---------------------------------------------------------------------------------------------------------- after ray.init
