@@ -87,3 +87,8 @@ def test_everything_lies_below_the_folder_of_the_user(ran: tuple[Path, str, list
 def test_no_socket_of_ray_is_longer_than_was_counted(ran: tuple[Path, str, list[str]]) -> None:
     *_, sockets = ran
     assert max(map(len, sockets)) == len(Path(_LONGEST_SOCKET).name)
+
+
+def test_a_cluster_without_a_token_is_reported_once(ran: tuple[Path, str, list[str]]) -> None:
+    _, output, _ = ran
+    assert len([line for line in output.splitlines() if line.startswith("warning: the cluster at ")]) == 1
