@@ -55,7 +55,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, l
     with Nodes(cpus=2, object_store_memory=200_000_000) as nodes:
         code = f"from tests.test_attached import _run; _run({COMMANDS!r})"
         job = nodes.start([sys.executable, "-c", code], cwd=folder)
-        job.end(seconds=300)
+        job.end(seconds=900)
         sockets = [path.name for path in Path(nodes.folder, "ray", "session_latest", "sockets").iterdir()]
         yield folder, job.output, sockets
 

@@ -55,7 +55,7 @@ def run_search(
     if not storage.is_safe_id(name):
         raise InputError(f"--name {name!r}: want letters, digits, and . _ - only, no path")
     dataset = open_dataset(data)
-    run = storage.join(storage.absolute(storage_root), name)
+    run = storage.join(storage_root, name)
     needs = needs_of(search, options)
     configs, known = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)

@@ -26,15 +26,15 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
 
     Runs that are finished are not run again. A run that cannot go on lets the others end first; then InputError is raised.
     """
-    dataset, root = open_dataset(plan.data), storage.absolute(output)
+    dataset = open_dataset(plan.data)
     beside, each, selector = 1 if plan.options.input == "ray" else 0, resources_of(plan), _selector_of(plan)
     check_workers(plan.workers[0], each, beside=beside, selector=selector)
-    plan = claim_output(root, plan, dataset)
-    storage.remove_leftovers(root)
+    plan = claim_output(output, plan, dataset)
+    storage.remove_leftovers(output)
     if waiting := what_is_held(plan.workers[0], each):
         print(waiting, flush=True)
     with told_while_waiting(each, selector):
-        outcomes = [_trained(plan, member, fold, dataset, root) for member in plan.configs for fold in plan.folds]
+        outcomes = [_trained(plan, member, fold, dataset, output) for member in plan.configs for fold in plan.folds]
     members, summaries = [], []
     for name in plan.configs:
         mine = [outcome for outcome in outcomes if outcome.member == name]
@@ -42,9 +42,9 @@ def train_plan(plan: TrainingPlan, output: str) -> list[Member]:
             members.append(member_of(name, mine))
             summaries.append(summary(members[-1], mine, dataset))
     if members:
-        write_members(root, members, dataset.fingerprint, synthetic=dataset.synthetic)
+        write_members(output, members, dataset.fingerprint, synthetic=dataset.synthetic)
     failed_folds = sum(bool(outcome.reason) for outcome in outcomes)
-    tell(output=root, members=len(members), folds=len(outcomes) - failed_folds, failed_folds=failed_folds)
+    tell(output=output, members=len(members), folds=len(outcomes) - failed_folds, failed_folds=failed_folds)
     print("\n".join([format_outcomes(outcomes), *summaries]), flush=True)
     for failed in (outcome for outcome in outcomes if outcome.reason):
         raise InputError(
@@ -106,7 +106,7 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
         train_loop_config={
             "config": dataclasses.asdict(config),
             "options": dataclasses.asdict(plan.options),
-            "data": storage.absolute(dataset.location),
+            "data": dataset.location,
             "run": storage.join(runs, name),
         },
         scaling_config=ray.train.ScalingConfig(
