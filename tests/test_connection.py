@@ -108,7 +108,7 @@ def test_a_server_of_another_kind_of_calls(monkeypatch: pytest.MonkeyPatch) -> N
     server = grpc.server(ThreadPoolExecutor(1))
     address = f"{_host()}:{server.add_insecure_port('0.0.0.0:0')}"
     server.start()
-    said = f"not the head of a Ray 2.60, but another of its ports or server; {FORMS}"
+    said = f"another port of Ray listens there, or another server, and not the head; {FORMS}"
     assert _mistake(monkeypatch, address) == f"RAY_ADDRESS {address}: {said}"
     server.stop(None)
 

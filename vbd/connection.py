@@ -144,7 +144,9 @@ def _asks_for_no_token(address: str) -> bool:
     if code == "UNAUTHENTICATED":
         _check_token(address)
     elif code == "UNIMPLEMENTED":
-        raise InputError(f"{_where(address)}: not the head of a Ray 2.60, but another of its ports or server; {_FORMS}")
+        raise InputError(
+            f"{_where(address)}: another port of Ray listens there, or another server, and not the head; {_FORMS}"
+        )
     elif code != "OK":
         raise InputError(f"{_where(address)}: something listens there, and it is no Ray ({code}); {_FORMS}")
     if not services.find_node_ids():
