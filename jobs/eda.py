@@ -1,10 +1,11 @@
 """The exploratory report of a prepared dataset."""
 
-from vbd.cli import main
+from vbd.cli import Location, main
 from vbd.outputs import check_outputs
+from vbd.storage import shown
 
 
-def eda(*, data: str, output: str, picture: str | None = None) -> None:
+def eda(*, data: Location, output: Location, picture: Location | None = None) -> None:
     """Write what a prepared dataset holds as one HTML page that works offline.
 
     Args:
@@ -18,9 +19,9 @@ def eda(*, data: str, output: str, picture: str | None = None) -> None:
 
     if picture:  # first: it needs an image with a finding, and nothing is written where there is none
         image_id = readme_picture(data, picture)
-        print(f"{picture}: image {image_id}")
+        print(f"{shown(picture)}: image {image_id}")
     write_eda(data, output)
-    print(f"{output}: written; open it in any browser")
+    print(f"{shown(output)}: written; open it in any browser")
 
 
 if __name__ == "__main__":

@@ -3,23 +3,24 @@
 from typing import Literal
 
 from vbd import storage
-from vbd.cli import connect, main
+from vbd.cli import Location, connect, main
 from vbd.config import Device
 from vbd.outputs import check_outputs
+from vbd.storage import shown
 from vbd.summary import tell
 
 
 def ensemble(
     *,
-    run: str,
-    data: str,
-    output: str | None = None,
+    run: Location,
+    data: Location,
+    output: Location | None = None,
     part: Literal["test"] = "test",
     gate: Literal["auto", "append", "damp", "replace", "quota"] = "auto",
     trials: int = 0,
     seed: int = 0,
     replicates: int = 1_000,
-    html: str | None = None,
+    html: Location | None = None,
     device: Device = "auto",
 ) -> None:
     """Calibrate, select and fuse the kept checkpoints on out-of-fold detections, and write a checked submission.csv.
@@ -58,7 +59,7 @@ def ensemble(
         from vbd.reports.ensemble import write_ensemble_page
 
         write_ensemble_page(result, html, replicates=replicates)
-        print(f"report       {html}")
+        print(f"report       {shown(html)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from vbd.cli import main
+from vbd.cli import Location, main
 from vbd.config import Device
 from vbd.errors import InputError
 from vbd.outputs import check_outputs
@@ -10,16 +10,16 @@ from vbd.outputs import check_outputs
 
 def evaluate(
     *,
-    predictions: str | None = None,
-    data: str | None = None,
+    predictions: Location | None = None,
+    data: Location | None = None,
     part: str | None = None,
-    against: str | None = None,
+    against: Location | None = None,
     replicates: int = 1_000,
     score_threshold: float | None = None,
-    json: str | None = None,
-    html: str | None = None,
-    check: str | None = None,
-    run: str | None = None,
+    json: Location | None = None,
+    html: Location | None = None,
+    check: Location | None = None,
+    run: Location | None = None,
     trial: str = "best",
     device: Device = "auto",
 ) -> int:

@@ -5,25 +5,26 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vbd.cli import connect, main
+from vbd.cli import Location, connect, main
 from vbd.config import Device
 from vbd.errors import InputError
 from vbd.outputs import check_outputs
+from vbd.storage import shown
 from vbd.summary import tell
 
 
 def predict(
     *,
-    images: str,
-    output: str,
-    checkpoint: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
-    run: str = "",
-    ensemble: str = "",
+    images: Location,
+    output: Location,
+    checkpoint: Annotated[tuple[Location, ...], tyro.conf.UseAppendAction] = (),
+    run: Location = "",
+    ensemble: Location = "",
     part: str = "test",
     augmentation: Literal["none", "flip", "scale", "flip_scale"] = "none",
-    coco: str = "",
-    overlay: str = "",
-    dicom_sr: str = "",
+    coco: Location = "",
+    overlay: Location = "",
+    dicom_sr: Location = "",
     score_threshold: float = 0.3,
     workers: int | None = None,
     device: Device = "auto",
@@ -71,7 +72,7 @@ def predict(
         request, options=RunOptions(device=device), workers=workers, overwrite=overwrite, connect=connect
     )
     tell(images=found, refused=refused)
-    print(f"{output}: detections in {found} images, {refused} refused. For research; not for clinical use.")
+    print(f"{shown(output)}: detections in {found} images, {refused} refused. For research; not for clinical use.")
 
 
 if __name__ == "__main__":

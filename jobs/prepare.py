@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from vbd.cli import connect, main
+from vbd.cli import Location, connect, main
 from vbd.outputs import check_outputs
 
 
 def prepare(
     *,
-    source: str,
-    output: str,
+    source: Location,
+    output: Location,
     layout: Literal["auto", "competition", "yolo", "coco"] = "auto",
     image_size: int = 512,
     resize: Literal["stretch", "letterbox"] = "stretch",

@@ -1,10 +1,11 @@
 """The report of a search."""
 
-from vbd.cli import main
+from vbd.cli import Location, main
 from vbd.outputs import check_outputs
+from vbd.storage import shown
 
 
-def report(*, run: str, output: str, data: str | None = None) -> None:
+def report(*, run: Location, output: Location, data: Location | None = None) -> None:
     """Write what a search found, or has found so far, as one HTML page that works offline.
 
     Args:
@@ -17,7 +18,7 @@ def report(*, run: str, output: str, data: str | None = None) -> None:
     from vbd.reports.search import write_search_report
 
     write_search_report(run, output, data=data)
-    print(f"{output}: written; open it in any browser")
+    print(f"{shown(output)}: written; open it in any browser")
 
 
 if __name__ == "__main__":

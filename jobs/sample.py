@@ -2,14 +2,15 @@
 
 from typing import Any, Literal
 
-from vbd.cli import main
+from vbd.cli import Location, main
 from vbd.outputs import check_outputs
+from vbd.storage import shown
 from vbd.summary import tell
 
 
 def sample(
     *,
-    output: str = "data/phantom",
+    output: Location = "data/phantom",
     images: int = 600,
     test_images: int = 120,
     format: Literal["dicom", "png"] = "dicom",
@@ -37,7 +38,7 @@ def sample(
     counts = write_phantom(output, images=images, test_images=test_images, image_format=format, **options)
     tell(images=counts.images, test_images=counts.test_images)
     parts = f"{counts.images} train ({counts.abnormal} abnormal, {counts.readings} boxes), {counts.test_images} test"
-    print(f"{output}: {parts} images, all SYNTHETIC")
+    print(f"{shown(output)}: {parts} images, all SYNTHETIC")
 
 
 if __name__ == "__main__":

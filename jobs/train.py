@@ -4,22 +4,22 @@ from typing import Annotated
 
 import tyro
 
-from vbd.cli import connect, main
+from vbd.cli import Location, connect, main
 from vbd.config import Family, Input
 from vbd.outputs import check_outputs
 
 
 def train(
     *,
-    output: str,
-    data: str = "",
-    run: str = "",
+    output: Location,
+    data: Location = "",
+    run: Location = "",
     top: int = 1,
     families: tuple[Family, ...] = (),
-    config: str = "",
-    second_stage: str = "",
+    config: Location = "",
+    second_stage: Location = "",
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
-    weights: str = "",
+    weights: Location = "",
     folds: str = "all",
     workers: str = "1",
     gpu: bool = False,

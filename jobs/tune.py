@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vbd.cli import connect, main
+from vbd.cli import Location, connect, main
 from vbd.config import Device, Family
 
 
 def tune(
     preset: Annotated[Literal["smoke", "study", "search"], tyro.conf.Positional] = "smoke",
     *,
-    data: str | None = None,
-    storage: str = "runs",
+    data: Location | None = None,
+    storage: Location = "runs",
     name: str | None = None,
     steps: int | None = None,
     trials: int | None = None,
@@ -20,7 +20,7 @@ def tune(
     families: tuple[Family, ...] = (),
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
-    warm_start: str = "",
+    warm_start: Location = "",
     extend: bool = False,
     price: float | None = None,
     device: Device = "auto",

@@ -291,8 +291,7 @@ class Nodes:
         """Ends every process of it."""
         for job in self._jobs:
             job.kill()
-        _signal(lambda: pids_with(**{_CLUSTER: self.folder}), signal.SIGSTOP)
-        _end(lambda: pids_with(**{_CLUSTER: self.folder}))
+        end_processes(**{_CLUSTER: self.folder})
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _started(self, name: str, flags: Sequence[str], environment: Mapping[str, str]) -> Node:
@@ -419,6 +418,12 @@ def pids_with(**environment: str) -> list[int]:
                 if wanted <= set((entry / "environ").read_bytes().split(b"\0")):
                     found.append(int(entry.name))
     return found
+
+
+def end_processes(**environment: str) -> None:
+    """Kills the processes of this machine that were started with such an environment; returns when none is left."""
+    _signal(lambda: pids_with(**environment), signal.SIGSTOP)  # so that none of it notices how the others go
+    _end(lambda: pids_with(**environment))
 
 
 def _signal(pids: Callable[[], list[int]], what: signal.Signals) -> None:

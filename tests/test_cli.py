@@ -1,13 +1,15 @@
 import json
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from vbd import cli
-from vbd.cli import main
+from vbd import summary
+from vbd.cli import Location, main
 from vbd.errors import InputError
 from vbd.summary import tell
 
@@ -126,68 +128,46 @@ def test_help_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert '"exit"' not in capsys.readouterr().out
 
 
-def test_a_cluster_of_another_ray_is_a_mistake_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import ray
-    from ray._private.utils import check_version_info
-
-    def refuse(**_: object) -> None:
-        check_version_info({"ray_version": "2.2.0", "python_version": "3.9.1"}, "node 10.0.0.1")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    assert _exit_of(lambda: cli.connect(), monkeypatch) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith(
-        "error: the cluster runs Ray 2.2.0 on Python 3.9.1, and this job Ray 2.60.0 on Python 3."
-    )
-    assert len(told.err.splitlines()) == 1
-    assert "constraints.txt" in told.err
-
-
-def test_a_cluster_that_does_not_answer_is_one_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import ray
-
-    def refuse(**_: object) -> None:
-        raise ConnectionError("ray client\nis lost")
-
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    assert _exit_of(lambda: cli.connect(), monkeypatch) == 2
-    assert capsys.readouterr().err.startswith("error: RAY_ADDRESS 10.0.0.1:6379: no Ray answers there")
-
-
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("given", "wanted"),
     [
-        (
-            Exception("The current node timed out during startup. This could"),
-            "error: Ray did not start within half a minute",
-        ),
-        (RuntimeError("a fault of Ray's"), None),
+        ("x", "/here/x"),
+        ("../w/{fold}.pt", "/w/{fold}.pt"),
+        ("~/x", "/home/me/x"),
+        ("file:///a/b", "/a/b"),
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("", ""),
     ],
-    ids=["too busy", "a fault"],
 )
-def test_a_ray_that_does_not_start_is_one_only_where_somebody_can_mend_it(
-    error: Exception, told: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_job_gets_locations_absolute(
+    given: str, wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import ray
+    def job(*, place: Location, other: Location | None = None, many: tuple[Location, ...] = (), text: str = "") -> None:
+        tell(all=[place, other, *many, text])
 
-    def refuse(**_: object) -> None:
-        raise error
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", f"{tmp_path}/home/me")
+    _exit_of(job, monkeypatch, "--place", given, "--many", given, given, "--text", given)
+    root = str(tmp_path) if wanted.startswith(("/here", "/w", "/home")) else ""
+    assert summary._facts["all"] == [root + wanted, None, root + wanted, root + wanted, given]
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    if told is None:
-        with pytest.raises(RuntimeError, match="a fault of Ray's"):
-            _exit_of(lambda: cli.connect(), monkeypatch)
-        return
-    assert _exit_of(lambda: cli.connect(), monkeypatch) == 2
-    assert capsys.readouterr().err.startswith(told)
+
+def test_a_default_location_is_made_absolute_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def job(*, storage: Location = "runs", given: Location = "") -> None:
+        tell(all=[storage, given])
+
+    monkeypatch.chdir(tmp_path)
+    _exit_of(job, monkeypatch)
+    assert summary._facts["all"] == [f"{tmp_path}/runs", ""]
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_flag_that_names_a_place_is_a_location(job: Path) -> None:
+    """A flag of text is no place: it is a name, a number, or settings."""
+    function = runpy.run_path(str(job))[job.stem]
+    plain = {name for name, hint in get_type_hints(function, include_extras=True).items() if hint in (str, str | None)}
+    assert plain <= {"name", "part", "trial", "folds", "workers"}
 
 
 def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:

@@ -16,7 +16,7 @@ LEVELS = (
     (
         *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
         *("fusing", "suppression", "drawing", "outputs", "credentials", "cluster", "placement", "versions"),
-        *("deletion", "ownership"),
+        *("deletion", "ownership", "connection"),
     ),
     (
         *("augment", "evaluation", "submission"),
@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "training.run",
         "search",
         "ensemble.predict",
-        "cli",
+        "connection",
     ),
     "torch": ("models", "training", "data.dataset", "ensemble.predict"),
     "yolox": ("models.yolox",),

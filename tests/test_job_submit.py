@@ -1,10 +1,11 @@
 """`ray job submit` against a real head, as a user would run it."""
 
 import json
+import shlex
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,13 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         yield nodes.dashboard, nodes.environment
 
 
-def _submit(head: tuple[str, dict[str, str]], *command: str, name: str) -> subprocess.CompletedProcess[str]:
+def _submit(
+    head: tuple[str, dict[str, str]], *command: str, name: str, flags: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     address, environment = head
+    where = ("--address", address, "--submission-id", name, "--working-dir", ".", *flags)
     return subprocess.run(
-        [RAY, "job", "submit", "--address", address, "--submission-id", name, "--working-dir", ".", "--", *command],
+        [RAY, "job", "submit", *where, "--", *command],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -59,6 +63,17 @@ def test_a_mistake_fails_the_job_with_its_one_line(head: tuple[str, dict[str, st
     assert "Traceback" not in done.stdout
     job = json.load(urllib.request.urlopen(f"{head[0]}/api/jobs/mistake", timeout=10))
     assert job["driver_exit_code"] == 2
+
+
+def test_a_variable_of_the_runtime_environment_reaches_driver_and_workers(head: tuple[str, dict[str, str]]) -> None:
+    """As docs/jobs.md advises for the messages of Ray's autoscaler; the job has a value of its own for the same variable."""
+    code = (
+        "import os; from vbd.cli import connect; connect(); import ray; read = lambda: os.environ['RAY_SCHEDULER_EVENTS']; "
+        "print('driver', read(), 'worker', ray.get(ray.remote(read).remote()))"
+    )
+    flags = ("--runtime-env-json", json.dumps({"env_vars": {"RAY_SCHEDULER_EVENTS": "1"}}))
+    done = _submit(head, "python", "-c", shlex.quote(code), name="variable", flags=flags)
+    assert "driver 1 worker 1\n" in done.stdout, done.stdout
 
 
 def test_neither_the_environment_nor_data_nor_runs_travel_with_a_job(head: tuple[str, dict[str, str]]) -> None:

@@ -2,6 +2,7 @@ import ast
 import errno
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -385,3 +386,22 @@ def test_nothing_else_opens_places() -> None:
     assert sorted(_opens(ast.parse("from pyarrow import fs\nopen(x)\nPath(y).write_text(z)\nos.replace(x, y)"))) == [
         *("open", "os.replace", "pyarrow.fs", "write_text")
     ]
+
+
+def test_a_location_is_shown_as_its_user_would_type_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert storage.shown(f"{tmp_path}/here/runs/a") == "runs/a"
+    assert storage.shown("runs/a") == "runs/a"
+    assert storage.shown(f"{tmp_path}/hereafter") == f"{tmp_path}/hereafter"
+    assert storage.shown("s3://bucket/a") == "s3://bucket/a"
+    monkeypatch.chdir("/")
+    assert storage.shown(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_path_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for location in (f"{tmp_path}/a", "~nobody-of-this-name/x"):
+        with pytest.raises(InputError, match=f"^{re.escape(location)}: not a path that leads anywhere"):
+            storage.absolute(location)

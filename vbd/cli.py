@@ -1,22 +1,25 @@
-"""What the jobs share: flags, one-line errors, exit codes, and the connection to Ray."""
+"""What the jobs share: flags, absolute locations, one-line errors and exit codes."""
 
 import contextlib
 import functools
 import io
-import json
-import logging
 import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
 
-from vbd import summary, versions
+from vbd import storage, summary
+from vbd.connection import connect as connect
 from vbd.credentials import refuse_credentials
 from vbd.errors import InputError, input_error_within
+
+# The type of a flag that names a file or folder. `main` passes the job an absolute path or a URI: processes of a cluster have
+# other working directories than the user's shell.
+_LOCATION = "location"
+Location = Annotated[str, _LOCATION]
 
 # 0 is done, and 1 a fault of ours with its traceback, or a defect that jobs/evaluate.py was to look for. docs/jobs.md has
 # them all for users.
@@ -35,25 +38,6 @@ _terminated_by: list[int] = []
 def _terminate(signum: int, frame: object) -> None:
     _terminated_by.append(signum)
     raise KeyboardInterrupt
-
-
-# Read by Ray when it starts, here and in every worker.
-_RAY_SETTINGS = {
-    # Tune's snapshots carry its logs to the run folder and nothing else that counts: as often as Tune thinks fit.
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DATA_LOG_LEVEL": "ERROR",
-    "RAY_SCHEDULER_EVENTS": "0",  # the autoscaler's, one a second for each trial that waits; `vbd.placement` tells it in brief
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # unreadable in job logs; our own lines say more
-    # Relative paths keep meaning what they mean to the user.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-
-
-# They announce, at WARNING or INFO, what our own lines say or what is meant to be so.
-_NOISY_LOGGERS = ("ray._private.authentication.authentication_token_setup",)
 
 
 def main(job: Callable[..., Any]) -> None:
@@ -99,9 +83,11 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
 
     for word in sys.argv[1:]:  # before anything repeats it
         refuse_credentials(word)
+    hints = get_type_hints(job, include_extras=True)
 
     @functools.wraps(job)
     def bound(*values: Any, **flags: Any) -> Callable[[], Any]:
+        flags = {name: _absolute(value) if _names_location(hints[name]) else value for name, value in flags.items()}
         if isinstance(flags.get("output"), str):
             summary.tell(output=flags["output"])
         return functools.partial(job, *values, **flags)
@@ -119,64 +105,19 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
         raise InputError("; ".join(sentence for sentence in sentences if sentence)) from None
 
 
+def _names_location(hint: Any) -> bool:
+    """Whether values of a type are locations, or hold some: `Location`, `Location | None`, `tuple[Location, ...]`."""
+    return _LOCATION in getattr(hint, "__metadata__", ()) or any(_names_location(part) for part in get_args(hint))
+
+
+def _absolute(value: Any) -> Any:
+    """A flag's locations made absolute; "" and None, which say that none is given, stay."""
+    if isinstance(value, tuple):
+        return tuple(_absolute(each) for each in value)
+    return storage.absolute(value) if value else value
+
+
 def _mistake(error: InputError, end: Callable[[int, str], None]) -> int:
     print(f"error: {error}", file=sys.stderr)
     end(EXIT_MISTAKE, str(error))
     return EXIT_MISTAKE
-
-
-def connect() -> None:
-    """Connects to the Ray cluster this job runs on, or starts one on this machine, and says which.
-
-    `ray job submit` passes the address through the environment, so `ray.init` gets no address here. A cluster of our own
-    serves its dashboard on localhost only. Raises InputError when the cluster does not answer, or has another Ray or Python.
-    """
-    for name, value in _RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not ray.is_initialized():
-        try:
-            ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
-        except Exception as error:
-            if mistake := _told_in_a_line(error):
-                raise mistake from error
-            raise
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)  # Ray has put its own in the place of ours, which dumps a stack
-    resources = ray.cluster_resources()
-    dashboard = ray.get_runtime_context().worker.node.address_info.get("webui_url") or ""
-    print(
-        f"ray {ray.__version__}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs on {len(ray.nodes())} node(s)"
-        + (f"; dashboard http://{dashboard}" if dashboard else ""),
-        flush=True,
-    )
-
-
-def _worker_settings() -> dict[str, str]:
-    settings = {name: os.environ[name] for name in _RAY_SETTINGS}
-    return settings | {versions.VARIABLE: json.dumps(versions.installed())}
-
-
-def _told_in_a_line(error: Exception) -> InputError | None:
-    """What keeps this driver from its cluster as something to mend, where it is."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    text = " ".join(str(error).split())
-    found = re.search(r"Version mismatch: .*Ray: (\S+) Python: (\S+) .*Ray: (\S+) Python: (\S+)", text)
-    if found:
-        theirs, their_python, ours, our_python = found.groups()
-        return InputError(
-            f"the cluster runs Ray {theirs} on Python {their_python}, and this job Ray {ours} on Python {our_python}; install on "
-            "both what constraints.txt says"
-        )
-    if isinstance(error, ConnectionError):
-        return InputError(
-            f"RAY_ADDRESS {address}: no Ray answers there; start the cluster, or unset it for one of this machine"
-        )
-    if "timed out during startup" in text:
-        return InputError(
-            "Ray did not start within half a minute: this machine is too busy; run again when it is less so"
-        )
-    return None

@@ -68,6 +68,7 @@ def _run_stages(
         result = build_ensemble(run, data, options=options)
     tell(submission=result.output)
     print(result.summary)
+    run, data = storage.shown(run), storage.shown(data)
     print(f"leaderboard  {storage.join(run, 'leaderboard.txt')}\ncheckpoints  {storage.join(run, 'best')}")
     print(f"reports      python jobs/report.py --run {run} --data {data} --output report.html")
     print(f"             python jobs/ensemble.py --run {run} --data {data} --html ensemble.html")
@@ -96,8 +97,8 @@ def _sample_dataset(image_size: int) -> str:
     from vbd.data.phantom import write_phantom
     from vbd.data.prepare import prepare
 
-    raw, prepared = f"{_SAMPLE}/phantom", f"{_SAMPLE}/phantom-{image_size}"
-    print(f"{raw}: {SAMPLE_IMAGES + SAMPLE_TEST_IMAGES} synthetic chest X-rays", flush=True)
+    raw, prepared = (storage.absolute(f"{_SAMPLE}/{name}") for name in ("phantom", f"phantom-{image_size}"))
+    print(f"{storage.shown(raw)}: {SAMPLE_IMAGES + SAMPLE_TEST_IMAGES} synthetic chest X-rays", flush=True)
     write_phantom(
         raw,
         images=SAMPLE_IMAGES,

@@ -69,8 +69,22 @@ def join(location: str, *parts: str) -> str:
 
 
 def absolute(location: str) -> str:
-    """The same location, independent of the working directory (Ray changes that in its workers)."""
-    return str(Path(location.removeprefix("file://")).expanduser().resolve()) if is_local(location) else location
+    """The same location, independent of the working directory (workers of a cluster have another one); raises InputError."""
+    if not is_local(location):
+        return location
+    try:
+        return str(Path(location.removeprefix("file://")).expanduser().resolve())
+    except (OSError, RuntimeError) as error:  # an unknown `~user`, a loop of links, a working directory that is deleted
+        raise InputError(f"{location}: not a path that leads anywhere ({_first_line(error)})") from None
+
+
+def shown(location: str) -> str:
+    """A location as its user would type it here: relative where it lies below the working directory."""
+    here = Path.cwd()
+    if not is_local(location) or here == Path("/"):
+        return location
+    path = Path(absolute(location))
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def filesystem(location: str) -> "tuple[FileSystem, str]":

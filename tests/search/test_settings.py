@@ -68,11 +68,10 @@ def test_settings_reach_the_search_its_families_and_the_options() -> None:
 
 
 def test_weights_take_the_place_of_the_librarys_wherever_the_next_call_stands(tmp_path: Path) -> None:
-    search = search_from(preset_of("search"), set=["yolox.weights=w.pt"], warm_start="runs/first")
+    search = search_from(preset_of("search"), set=["yolox.weights=w.pt"])
     base = _candidate(search, "yolox").base
     assert (base.weights, base.pretrained) == (str(Path.cwd() / "w.pt"), False)
     assert _candidate(search, "fcos").base.pretrained
-    assert search.warm_start == str(Path.cwd() / "runs/first")
     varied = search_from(preset_of("smoke"), vary=["weights=,s3://bucket/w.pt"])
     assert varied.candidates[0].choices["weights"] == ("", "s3://bucket/w.pt")
 

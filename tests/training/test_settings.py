@@ -82,6 +82,8 @@ def test_a_configuration_comes_from_its_fields_or_from_a_checkpoint(tmp_path: Pa
     checkpoint = tmp_path / "checkpoint"
     storage.write_json(str(checkpoint / "config.json"), {"schema": 1, "config": {"seed": 4}, "config_hash": "x"})
     assert config_from_file(str(checkpoint)) == config_from_file(str(checkpoint / "config.json")) == TrainConfig(seed=4)
+    storage.write_json(str(fields), {"weights": "w/{fold}.pt", "pretrained": False})
+    assert config_from_file(str(fields)).weights == str(Path.cwd() / "w" / "{fold}.pt")
     storage.write_json(str(fields), {"detecter": "fcos"})
     with pytest.raises(InputError, match=r"mine\.json: unknown field 'detecter'"):
         config_from_file(str(fields))

@@ -89,7 +89,7 @@ def prepare_and_materialise(
         if copies is not None:
             raise InputError(f"--copies {copies}: only an augmented dataset has copies; add --policy")
         dataset = prepare(source, output, config, **how)
-        return f"{output}: {_counts_told(dataset)}"
+        return f"{storage.shown(output)}: {_counts_told(dataset)}"
     augmentation = Augmentation(policy, copies, config.seed)
     _check(augmentation)
     with contextlib.ExitStack() as owned:
@@ -374,7 +374,7 @@ def _publish(dataset: PreparedDataset, output: str, augmentation: Augmentation, 
     manifest = {"schema": _VERSION, "augmentation": dataclasses.asdict(augmentation), "dataset": dataset.fingerprint}
     storage.write_json(storage.join(output, _MANIFEST), manifest | {"synthetic": dataset.synthetic, "counts": counts})
     return (
-        f"{output}: policy {augmentation.policy}, {counts['pictures_of_abnormal_images']} pictures of "
+        f"{storage.shown(output)}: policy {augmentation.policy}, {counts['pictures_of_abnormal_images']} pictures of "
         f"{counts['abnormal_images']} abnormal images, {counts['images'] - counts['abnormal_images']} normal images, "
         f"{counts['boxes']} boxes, {counts['boxes_that_vanished']} boxes vanished"
         + (" (synthetic)" if dataset.synthetic else "")

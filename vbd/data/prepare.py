@@ -70,7 +70,7 @@ def prepare(
         raise InputError(f"--max-rejects {max_rejects}: want 0 or more")
     _check_source(source, output)
     found = read_source(source, layout)
-    print(f"{source}: {describe(found)}", flush=True)
+    print(f"{storage.shown(source)}: {describe(found)}", flush=True)
     suffix = suffix_of(config.image_format)
     shards = plan_shards(wanted_images(found, config), config.shard_size)
     image_ids = {row["image_id"] for shard in shards for row in shard.rows}
@@ -84,7 +84,7 @@ def prepare(
 
     earlier, stale = look()
     if not stale and _is_whole(output, _inputs(found, config, earlier.by_image.values())):
-        print(f"{output}: up to date", flush=True)
+        print(f"{storage.shown(output)}: up to date", flush=True)
         _check_rejects(storage.read_csv(storage.join(output, _REJECTS)), output, max_rejects)
         return open_dataset(output)
     storage.need_space(output, 2 * bytes_of_images(sum(len(shard.rows) for shard in stale), config))
@@ -285,7 +285,9 @@ def _check_rejects(rejects: Sequence[Reject], output: str, max_rejects: int | No
     for kind, times, example in reasons[:_MAX_REASONS]:
         print(f"refused {times} x: {kind} ({example})" if kind not in example else f"refused {times} x: {example}")
     if len(reasons) > _MAX_REASONS:
-        print(f"refused for {len(reasons) - _MAX_REASONS} more reasons; see {output}/{_REJECTS}")
+        print(
+            f"refused for {len(reasons) - _MAX_REASONS} more reasons; see {storage.join(storage.shown(output), _REJECTS)}"
+        )
     if max_rejects is not None and len(rejects) > max_rejects:
         raise InputError(
             f"{output}/{_REJECTS}: {len(rejects)} files and rows refused, more than --max-rejects {max_rejects}; "

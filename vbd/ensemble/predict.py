@@ -173,7 +173,7 @@ def _fill(
     missing = {number: list(parts[number]) for number in output.begin()}
     total, left = sum(map(len, parts)), sum(map(len, missing.values()))
     if left < total:
-        say(f"{output.folder}: {total - left} of {total} images were done before")
+        say(f"{storage.shown(output.folder)}: {total - left} of {total} images were done before")
     stream = found_parts(missing, checkpoints, options=options, augmentation=request.augmentation, workers=workers)
     refused = 0
     with Progress("predict", left, unit="images") as progress:

@@ -101,13 +101,13 @@ def write_extras(
             target = extras.coco_of(each.name, [other.name for other in found])
             entries = _coco_results(detections_from_table(each.table), items, images=images, part=extras.part)
             storage.write_json(target, entries, compact=True)
-            say(f"{target}: {len(entries)} COCO results")
+            say(f"{storage.shown(target)}: {len(entries)} COCO results")
         for folder, worker in ((extras.overlay, _draw_images), (extras.dicom_sr, _report_images)):
             if folder:
                 own = storage.join(folder, each.name) if len(found) > 1 else folder
                 options = {"threshold": extras.score_threshold, "detector": each.detector}
                 sums = _for_each_image(each.table, items, worker, folder=own, **options)
-                say(f"{own}: {sums['written']} files of {len(each.table)} images ({NOT_CLINICAL})")
+                say(f"{storage.shown(own)}: {sums['written']} files of {len(each.table)} images ({NOT_CLINICAL})")
 
 
 def _for_each_image(

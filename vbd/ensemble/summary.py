@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from vbd.evaluation.average_precision import Scores
 from vbd.evaluation.intervals import Interval
 from vbd.labels import NO_FINDING_NAME
+from vbd.storage import shown
 
 if TYPE_CHECKING:
     from vbd.ensemble.build import EnsembleResult
@@ -37,7 +38,7 @@ def summary_of(result: "EnsembleResult") -> str:
     scores = [f"validation {result.out_of_fold.map_40:.4f}"]
     scores += [f"test {result.test['ensemble'].map_40:.4f}"] if result.test else []
     lines.append(f"map_40 with No finding: {', '.join(scores)}")
-    lines.append(f"submission   {result.output} (checked)")
+    lines.append(f"submission   {shown(result.output)} (checked)")
     return "\n".join(lines)
 
 

@@ -201,7 +201,7 @@ def _notes(sheet: Sheet) -> tuple[str, ...]:
 
 def _text(done: Examination) -> list[str]:
     note = " (synthetic data: says nothing about real X-rays)" if done.dataset.synthetic else ""
-    lines = [f"{done.path} for the {done.where} of {done.dataset.location}{note}"]
+    lines = [f"{storage.shown(done.path)} for the {done.where} of {storage.shown(done.dataset.location)}{note}"]
     lines.append(f"{done.rows:,} rows, {done.predictions:,} predictions")
     lines.append(f"map_40 {_number(done.score)} as it is" if not done.why_not else f"not scored: {done.why_not}")
     lines += [f"note: {each}" for each in done.notes]

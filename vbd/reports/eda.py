@@ -22,6 +22,7 @@ from vbd.reports.eda_boxes import boxes_on_an_image, classes, classes_together, 
 from vbd.reports.eda_readers import folds, readers
 from vbd.reports.gallery import data_uri, read_image, reader_layers
 from vbd.reports.page import Cell, Picture, Section, Table, share, write_page
+from vbd.storage import shown
 
 _THRESHOLDS = (0.1, 0.2)
 _SAMPLES = 9
@@ -51,7 +52,7 @@ def write_eda(data: str, output: str) -> None:
         _rejects(census),
     ]
     subtitle = (
-        f"{dataset.location}: {len(census.truths):,} training images of {dataset.options.image_size} px, "
+        f"{shown(dataset.location)}: {len(census.truths):,} training images of {dataset.options.image_size} px, "
         f"{len(boxes.labels):,} boxes, dataset {dataset.fingerprint}"
     )
     write_page(output, "What the dataset holds", sections, synthetic=dataset.synthetic, subtitle=subtitle)

@@ -17,6 +17,7 @@ from vbd.reports.ensemble_figures import (
 from vbd.reports.ensemble_measure import Measures, measure
 from vbd.reports.ensemble_pictures import case_sections
 from vbd.reports.page import Cell, Plot, Section, Table, write_page
+from vbd.storage import shown
 
 # Models beside each other in a figure or a table of classes: those with the largest weights.
 _MAX_SHOWN = 5
@@ -37,7 +38,7 @@ def write_ensemble_page(result: EnsembleResult, output: str, *, replicates: int 
         *case_sections(result.dataset, result.fitted.unseen, result.truths),
         _how_to_read(result),
     ]
-    subtitle = f"{result.output}, on dataset {result.dataset.fingerprint}. For research; not for clinical use."
+    subtitle = f"{shown(result.output)}, on dataset {result.dataset.fingerprint}. For research; not for clinical use."
     write_page(output, "The ensemble", sections, synthetic=result.dataset.synthetic, subtitle=subtitle)
 
 

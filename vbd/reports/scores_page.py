@@ -21,6 +21,7 @@ from vbd.reports.scores_measure import (
 )
 from vbd.reports.scores_pictures import case_sections
 from vbd.reports.scores_text import interval_text, number, score_text, signed, signed_interval
+from vbd.storage import shown
 
 _MAX_DEFECTS_SHOWN = 50
 
@@ -28,7 +29,7 @@ _MAX_DEFECTS_SHOWN = 50
 def write_scores_page(report: Report, output: str) -> None:
     """Writes the report as one HTML page that works offline; `output` may be a path or a URI."""
     subtitle = (
-        f"{report.predictions} against the {report.where} of {report.dataset.location} "
+        f"{shown(report.predictions)} against the {report.where} of {shown(report.dataset.location)} "
         f"(dataset {report.dataset.fingerprint})"
     )
     sections = _defects(report)

@@ -15,6 +15,7 @@ from vbd.reports.scores_measure import (
     named_differences,
     verdict,
 )
+from vbd.storage import shown
 
 _MAX_DEFECTS_SHOWN = 20
 _HEAD = ("95 % interval",)  # of a column that is left out without replicates
@@ -23,7 +24,7 @@ _HEAD = ("95 % interval",)  # of a column that is left out without replicates
 def as_text(report: Report) -> str:
     """What was measured, in lines of a terminal."""
     note = " (synthetic data: says nothing about real X-rays)" if report.dataset.synthetic else ""
-    lines = [f"{report.predictions} against the {report.where} of {report.dataset.location}{note}"]
+    lines = [f"{shown(report.predictions)} against the {report.where} of {shown(report.dataset.location)}{note}"]
     lines += [f"warning: {name}: finds nothing in any image" for name in report.empty]
     if report.measures is None:
         lines.append(f"not scored: {report.why_not}")

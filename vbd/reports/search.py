@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from vbd import storage
 from vbd.evaluation.score import score_name
 from vbd.records import Trial
 from vbd.reports.page import Section, write_page
@@ -34,7 +35,7 @@ def write_search_report(run: str, output: str, *, data: str | None = None) -> No
     board = search.board
     measured = measure_trials(board.trials, search.dataset) if search.dataset else {}
     title = "What the search found" if not search.unfinished else "What the search has found so far (unfinished)"
-    subtitle = f"{run}: preset {board.preset}, {len(board.trials)} trials on dataset {board.dataset}"
+    subtitle = f"{storage.shown(run)}: preset {board.preset}, {len(board.trials)} trials on dataset {board.dataset}"
     write_page(output, title, _sections(search, measured), synthetic=board.synthetic, subtitle=subtitle)
 
 

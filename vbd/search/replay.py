@@ -65,7 +65,7 @@ def replay_run(
     for each in chosen:
         check_device(each, device)
     label = " (synthetic data)" if dataset.synthetic else ""
-    say(f"{run}: scores of {whence}, told again on {dataset.location}{label}")
+    say(f"{storage.shown(run)}: scores of {whence}, told again on {storage.shown(dataset.location)}{label}")
     say(_line("trial", "family", "told", "recomputed", "difference", "from", "verdict"))
     truths = truths_of_fold(dataset)
     replays = []

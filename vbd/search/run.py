@@ -139,7 +139,10 @@ def _tell(run: str, search: SearchConfig, dataset: PreparedDataset, known: Seque
         print(describe_population(search, dataset), flush=True)
     if known:
         ended = sum(trial.status in ENDED for trial in known)
-        print(f"{run}: going on with the search; {ended} trials have ended, {len(known) - ended} go on", flush=True)
+        print(
+            f"{storage.shown(run)}: going on with the search; {ended} trials have ended, {len(known) - ended} go on",
+            flush=True,
+        )
 
 
 class _Session:

@@ -71,7 +71,7 @@ def search_from(
         preset,
         candidates=tuple(candidates),
         seed=seed,
-        warm_start=storage.absolute(warm_start) if warm_start else "",  # the next call may stand elsewhere
+        warm_start=warm_start,
         **own,
     )
     _check(search)

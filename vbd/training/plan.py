@@ -74,7 +74,7 @@ def make_plan(
                 raise InputError(
                     f"fold {fold}: weights {weights}: no such file or folder; give another, or --folds that have one"
                 )
-    return joined(storage.absolute(output), plan, open_dataset(data))  # a mistake is told before Ray is started
+    return joined(output, plan, open_dataset(data))  # a mistake is told before Ray is started
 
 
 def parse_folds(text: str, data: str) -> tuple[int, ...]:
@@ -123,15 +123,14 @@ def second_stage_of(output: str, settings: Settings, *, data: str) -> tuple[dict
     """For each member of a finished training the second stage, in which a fold starts from that fold's best checkpoint."""
     first = read_plan(output)
     data = data or first.data
-    root = storage.absolute(output)
-    finished = {member.name: set(member.folders) for member in read_members(root, open_dataset(data))}
+    finished = {member.name: set(member.folders) for member in read_members(output, open_dataset(data))}
     configs = {}
     for name, config in first.configs.items():
-        if finished.get(name) != {storage.join(root, run_name(name, fold)) for fold in first.folds}:
+        if finished.get(name) != {storage.join(output, run_name(name, fold)) for fold in first.folds}:
             raise InputError(f"{output}: {name} is not trained on all of its folds yet; end it with --resume first")
         configs[name] = stage_two(
             config,
-            weights=storage.join(root, f"{name}-fold{FOLD_MARK}"),
+            weights=storage.join(output, f"{name}-fold{FOLD_MARK}"),
             steps=max(1, settings.config.get("steps", config.steps // 10)),
         )
     return configs, data
@@ -147,7 +146,7 @@ def claim_output(output: str, plan: TrainingPlan, dataset: PreparedDataset) -> T
     """
     plan = joined(output, plan, dataset)
     content = dataclasses.asdict(plan) | {"schema": SCHEMA, "dataset": dataset.fingerprint}
-    storage.write_json(storage.join(output, "train.json"), content | {"data": storage.absolute(plan.data)})
+    storage.write_json(storage.join(output, "train.json"), content)
     return plan
 
 

@@ -29,21 +29,21 @@ def train_plan(plan: TrainingPlan, output: str, *, connect: Callable[[], object]
     `connect` is called before Ray is needed. Runs that are finished are not run again. A run that cannot go on lets the others
     end first; then InputError is raised, as it is when another job works in `output`.
     """
-    dataset, root = open_dataset(plan.data), storage.absolute(output)
-    with own(root, "train") as owner:
+    dataset = open_dataset(plan.data)
+    with own(output, "train") as owner:
         connect()
-        return _train_plan(plan, dataset, root, owner)
+        return _train_plan(plan, dataset, output, owner)
 
 
-def _train_plan(plan: TrainingPlan, dataset: PreparedDataset, root: str, owner: Owner) -> list[Member]:
+def _train_plan(plan: TrainingPlan, dataset: PreparedDataset, output: str, owner: Owner) -> list[Member]:
     beside, each, selector = 1 if plan.options.input == "ray" else 0, resources_of(plan), _selector_of(plan)
     check_workers(plan.workers[0], each, beside=beside, selector=selector)
-    plan = claim_output(root, plan, dataset)
-    deletion.remove_leftovers(root)
+    plan = claim_output(output, plan, dataset)
+    deletion.remove_leftovers(output)
     if waiting := what_is_held(plan.workers[0], each):
         print(waiting, flush=True)
     with told_while_waiting(each, selector):
-        outcomes = [_trained(plan, member, fold, dataset, root) for member in plan.configs for fold in plan.folds]
+        outcomes = [_trained(plan, member, fold, dataset, output) for member in plan.configs for fold in plan.folds]
     members, summaries = [], []
     for name in plan.configs:
         mine = [outcome for outcome in outcomes if outcome.member == name]
@@ -52,9 +52,9 @@ def _train_plan(plan: TrainingPlan, dataset: PreparedDataset, root: str, owner: 
             summaries.append(summary(members[-1], mine, dataset))
     owner.check()
     if members:
-        write_members(root, members, dataset.fingerprint, synthetic=dataset.synthetic)
+        write_members(output, members, dataset.fingerprint, synthetic=dataset.synthetic)
     failed_folds = sum(bool(outcome.reason) for outcome in outcomes)
-    tell(output=root, members=len(members), folds=len(outcomes) - failed_folds, failed_folds=failed_folds)
+    tell(output=output, members=len(members), folds=len(outcomes) - failed_folds, failed_folds=failed_folds)
     print("\n".join([format_outcomes(outcomes), *summaries]), flush=True)
     for failed in (outcome for outcome in outcomes if outcome.reason):
         raise InputError(
@@ -116,7 +116,7 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
         train_loop_config={
             "config": dataclasses.asdict(config),
             "options": dataclasses.asdict(plan.options),
-            "data": storage.absolute(dataset.location),
+            "data": dataset.location,
             "run": storage.join(runs, name),
         },
         scaling_config=ray.train.ScalingConfig(

@@ -92,9 +92,13 @@ def changed_options(options: RunOptions, settings: Settings) -> RunOptions:
 
 
 def config_from_file(location: str) -> TrainConfig:
-    """A configuration from a JSON file of its fields, from a checkpoint's folder, or from the `config.json` in one."""
+    """A configuration from a JSON file of its fields, from a checkpoint's folder, or from the `config.json` in one.
+
+    A relative path of `weights` in it is below the working directory, like one of a flag.
+    """
     inside = storage.join(location, "config.json")
     where = location if location.endswith(".json") or not storage.exists(inside) else inside
     values = storage.read_object(where)
     fields = values["config"] if isinstance(values.get("config"), dict) else values
-    return train_config_from(fields, where=where)
+    config = train_config_from(fields, where=where)
+    return replace(config, weights=storage.absolute(config.weights)) if config.weights else config
