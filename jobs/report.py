@@ -1,5 +1,7 @@
 """The report of a search."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from vbd.cli import main
 
 

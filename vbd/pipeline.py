@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vbd import storage
+from vbd.commands import job_command
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
 from vbd.summary import tell
@@ -35,7 +36,8 @@ def run_pipeline(
 
     if data is None:
         if search.preset != "smoke":
-            raise InputError(f"preset {search.preset} needs --data, a prepared dataset (jobs/prepare.py makes one)")
+            prepare = job_command("prepare", "--source", "RAW", "--output", "DATA")
+            raise InputError(f"preset {search.preset} needs --data, a prepared dataset; to make one, run: {prepare}")
         with _stage("sample and prepare"):
             data = _sample_dataset(search.candidates[0].base.image_size)
     with _stage("search"):
@@ -46,8 +48,8 @@ def run_pipeline(
     tell(submission=result.output)
     print(result.summary)
     print(f"leaderboard  {storage.join(run, 'leaderboard.txt')}\ncheckpoints  {storage.join(run, 'best')}")
-    print(f"reports      python jobs/report.py --run {run} --data {data} --output report.html")
-    print(f"             python jobs/ensemble.py --run {run} --data {data} --html ensemble.html")
+    print(f"reports      {job_command('report', '--run', run, '--data', data, '--output', 'report.html')}")
+    print(f"             {job_command('ensemble', '--run', run, '--data', data, '--html', 'ensemble.html')}")
 
 
 def _sample_dataset(image_size: int) -> str:
