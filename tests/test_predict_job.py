@@ -65,7 +65,7 @@ def _environment() -> dict[str, str]:
         (["--checkpoint", "{checkpoint}", "--checkpoint", "{checkpoint}"], "given twice"),
         (["--checkpoint", "{broken}"], "model.pt: truncated"),
         (["--run", "/nowhere"], "/nowhere: no manifest.json"),
-        (["--ensemble", "/nowhere"], "/nowhere: no ensemble.json; run jobs/ensemble.py first"),
+        (["--ensemble", "/nowhere"], "/nowhere: no ensemble.json; to make the ensemble, run: "),
         (
             ["--ensemble", "/nowhere", "--run", "x"],
             "--ensemble has members of its own; leave --checkpoint and --run out",

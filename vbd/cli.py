@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vbd import summary, versions
-from vbd.errors import InputError, input_error_within
+from vbd import ray_noise, summary, versions
+from vbd.errors import InputError, input_error_within, is_interruption
 
 # 0 is done, and 1 a fault of ours with its traceback, or a defect that jobs/evaluate.py was to look for. docs/jobs.md has
 # them all for users.
@@ -66,6 +66,7 @@ def main(job: Callable[..., Any]) -> None:
     summary.forget()
 
     def end(code: int, reason: str = "") -> None:
+        ray_noise.stop_filter()  # what was written to standard error comes before the last line
         seconds = time.monotonic() - began
         print(summary.line_of(job.__name__.strip("_"), exit_code=code, seconds=seconds, reason=reason), flush=True)
 
@@ -79,10 +80,10 @@ def main(job: Callable[..., Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it ends
         code = EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
-        code = EXIT_TERMINATED if _terminated_by else EXIT_INTERRUPTED
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        end(code, "interrupted by SIGTERM" if _terminated_by else "interrupted")
+        code = _interrupted(end)
     except Exception as error:
+        if is_interruption(error):
+            sys.exit(_interrupted(end))
         # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
         cause = input_error_within(error)
         if cause is None:
@@ -115,6 +116,13 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
         raise InputError("; ".join(sentence for sentence in sentences if sentence)) from None
 
 
+def _interrupted(end: Callable[[int, str], None]) -> int:
+    code, reason = (EXIT_TERMINATED, "interrupted by SIGTERM") if _terminated_by else (EXIT_INTERRUPTED, "interrupted")
+    print("interrupted; the same command goes on from here", file=sys.stderr)
+    end(code, reason)
+    return code
+
+
 def _mistake(error: InputError, end: Callable[[int, str], None]) -> int:
     print(f"error: {error}", file=sys.stderr)
     end(EXIT_MISTAKE, str(error))
@@ -134,8 +142,9 @@ def connect() -> None:
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
+        ray_noise.start_filter()
         try:
-            ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
+            ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env=_worker_environment())
         except Exception as error:
             if mistake := _told_in_a_line(error):
                 raise mistake from error
@@ -151,9 +160,10 @@ def connect() -> None:
     )
 
 
-def _worker_settings() -> dict[str, str]:
+def _worker_environment() -> dict[str, Any]:
     settings = {name: os.environ[name] for name in _RAY_SETTINGS}
-    return settings | {versions.VARIABLE: json.dumps(versions.installed())}
+    settings[versions.VARIABLE] = json.dumps(versions.installed())
+    return {"env_vars": settings, "worker_process_setup_hook": ray_noise.worker_setup()}
 
 
 def _told_in_a_line(error: Exception) -> InputError | None:

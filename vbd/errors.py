@@ -19,6 +19,17 @@ class UnreachableError(StoreError):
     """An object store that does not answer, or that asks to come back later."""
 
 
+def is_interruption(error: BaseException) -> bool:
+    """Whether an exception is a KeyboardInterrupt, or what Python's locks made of one.
+
+    A signal handler that raises while a thread waits for a lock leaves a `with` block without the lock; releasing it raises
+    RuntimeError ("release unlocked lock") in place of the KeyboardInterrupt.
+    """
+    if isinstance(error, RuntimeError) and "lock" in str(error) and error.__context__ is not None:
+        return is_interruption(error.__context__)
+    return isinstance(error, KeyboardInterrupt)
+
+
 def input_error_within(error: BaseException | None) -> InputError | None:
     """The InputError that an exception is or was raised for; libraries wrap what a worker raised."""
     while error is not None:
