@@ -1,7 +1,8 @@
-"""What a job tells of a wrong command, before anything is started."""
+"""What a job prints for a wrong command before anything is started, and errors that are hard to come by."""
 
 import runpy
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,14 @@ def mistake_of(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def interrupted_lock(error: BaseException) -> RuntimeError:
+    """What becomes of an exception that a signal handler raises inside `Condition.wait`."""
+    lock = threading.Lock()
+    try:
+        with lock:
+            lock.release()
+            raise error
+    except RuntimeError as made:
+        return made

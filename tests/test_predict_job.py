@@ -128,6 +128,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(checkpoint: str, phan
     assert not (tmp_path / "killed" / "parts").exists()
     whole = _job(*flags, "--output", "whole", "--workers", "1", folder=tmp_path)
     assert whole.returncode == 0, whole.stderr
+    assert "restart will fail" not in whole.stderr
     for name in ("detections.parquet", "rejects.csv", "predictions.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     third = _job(*flags, "--output", "killed", folder=tmp_path)

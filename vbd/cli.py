@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vbd import ray_noise, summary, versions
-from vbd.errors import InputError, input_error_within, is_interruption
+from vbd.errors import InputError, input_error_within, interruption_within
 
 # 0 is done, and 1 a fault of ours with its traceback, or a defect that jobs/evaluate.py was to look for. docs/jobs.md has
 # them all for users.
@@ -82,7 +82,7 @@ def main(job: Callable[..., Any]) -> None:
     except KeyboardInterrupt:
         code = _interrupted(end)
     except Exception as error:
-        if is_interruption(error):
+        if isinstance(interruption_within(error), KeyboardInterrupt):
             sys.exit(_interrupted(end))
         # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
         cause = input_error_within(error)

@@ -19,15 +19,15 @@ class UnreachableError(StoreError):
     """An object store that does not answer, or that asks to come back later."""
 
 
-def is_interruption(error: BaseException) -> bool:
-    """Whether an exception is a KeyboardInterrupt, or what Python's locks made of one.
+def interruption_within(error: BaseException | None) -> BaseException | None:
+    """The KeyboardInterrupt or SystemExit of a signal handler that an exception is, or that a lock replaced by it.
 
-    A signal handler that raises while a thread waits for a lock leaves a `with` block without the lock; releasing it raises
-    RuntimeError ("release unlocked lock") in place of the KeyboardInterrupt.
+    A handler that raises inside `Condition.wait`, where the lock is released, leaves its `with` block without the lock. The
+    end of that block then raises RuntimeError ("release unlocked lock") in place of the handler's exception.
     """
-    if isinstance(error, RuntimeError) and "lock" in str(error) and error.__context__ is not None:
-        return is_interruption(error.__context__)
-    return isinstance(error, KeyboardInterrupt)
+    while isinstance(error, RuntimeError) and str(error).endswith(("unlocked lock", "un-acquired lock")):
+        error = error.__context__
+    return error if isinstance(error, KeyboardInterrupt | SystemExit) else None
 
 
 def input_error_within(error: BaseException | None) -> InputError | None:

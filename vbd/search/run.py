@@ -15,7 +15,7 @@ from vbd import storage
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
-from vbd.errors import InputError, is_interruption
+from vbd.errors import InputError, interruption_within
 from vbd.placement import told_while_waiting
 from vbd.records import Trial
 from vbd.search.calibrate import close_forecast, devices_of, prepare_forecast
@@ -230,7 +230,7 @@ def _stop_on_sigterm() -> Iterator[list[int]]:
     try:
         yield stopped
     except BaseException as error:
-        if not stopped or not is_interruption(error):
+        if not stopped or interruption_within(error) is None:
             raise
     finally:
         signal.signal(signal.SIGTERM, before)
