@@ -212,6 +212,12 @@ def test_an_exit_that_cannot_be_raised_is_not_told_and_all_else_is(monkeypatch: 
     assert told == [ValueError, KeyboardInterrupt]
 
 
+def _stopped_by(error: Exception) -> None:
+    with _stop_on_sigterm() as stopped:
+        stopped.append(signal.SIGTERM)
+        raise error
+
+
 def test_sigterm_ends_what_is_inside_at_once_and_is_then_for_who_listened_before() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
@@ -226,12 +232,9 @@ def test_sigterm_ends_what_is_inside_at_once_and_is_then_for_who_listened_before
         assert heard == [signal.SIGUSR1, signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt), _stop_on_sigterm():
             raise KeyboardInterrupt  # of Ctrl-C
-        with _stop_on_sigterm() as stopped:
-            stopped.append(signal.SIGTERM)
-            raise interrupted_lock(KeyboardInterrupt())
-        with pytest.raises(RuntimeError, match="ours"), _stop_on_sigterm() as stopped:
-            stopped.append(signal.SIGTERM)
-            raise RuntimeError("ours")
+        _stopped_by(interrupted_lock(KeyboardInterrupt()))
+        with pytest.raises(RuntimeError, match="ours"):
+            _stopped_by(RuntimeError("ours"))
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGUSR1, asked)
