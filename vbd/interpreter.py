@@ -11,21 +11,9 @@ from vbd.commands import ROOT, is_submitted, job_command
 PYTHONS = ((3, 11), (3, 12))
 # What the jobs import, now or later: the modules of the dependencies in pyproject.toml.
 MODULES = (
-    *("PIL", "cv2", "effdet", "hotcoco", "libjpeg", "numba", "numpy", "openjpeg", "optuna", "pandas", "plotly"),
-    *(
-        "pyarrow",
-        "pycocotools",
-        "pydicom",
-        "pylibjpeg",
-        "ray",
-        "rich",
-        "rle",
-        "sklearn",
-        "timm",
-        "torch",
-        "torchvision",
-    ),
-    *("tyro", "yaml", "yolox"),
+    *("PIL", "cv2", "effdet", "hotcoco", "libjpeg", "numba", "numpy", "openjpeg", "optuna"),
+    *("pandas", "plotly", "pyarrow", "pycocotools", "pydicom", "pylibjpeg", "ray", "rich", "rle"),
+    *("sklearn", "timm", "torch", "torchvision", "tyro", "yaml", "yolox"),
 )
 _EXIT_MISTAKE = 2
 _NAMED = 3  # missing modules in the message
