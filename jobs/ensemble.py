@@ -1,5 +1,7 @@
 """From kept checkpoints to a submission."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from typing import Literal
 
 from vbd import storage

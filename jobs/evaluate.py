@@ -1,5 +1,7 @@
 """Detections, a submission or the members of an ensemble against the truth: the competition's metric and COCO's."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from collections.abc import Mapping
 
 from vbd.cli import Location, main

@@ -1,5 +1,7 @@
 """Detections of one or many checkpoints in a folder of images, or in a part of a prepared dataset."""
 
+import _environment  # noqa: F401 # isort: skip
+
 import functools
 from typing import Annotated, Literal
 

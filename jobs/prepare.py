@@ -1,5 +1,7 @@
 """Raw chest X-rays to a prepared dataset, or to an augmented one to hand to others."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from typing import Literal
 
 from vbd.cli import Location, connect, main

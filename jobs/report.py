@@ -1,5 +1,7 @@
 """The report of a search."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from vbd.cli import Location, main
 from vbd.outputs import check_outputs
 from vbd.storage import shown

@@ -1,5 +1,7 @@
 """Writes the synthetic chest X-ray data set."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from typing import Any, Literal
 
 from vbd.cli import Location, main

@@ -1,5 +1,7 @@
 """Configurations trained on the folds with Ray Train, on one or many workers."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from typing import Annotated
 
 import tyro

@@ -1,5 +1,7 @@
 """The main job: the search, and from its best checkpoints to a submission."""
 
+import _environment  # noqa: F401 # isort: skip
+
 from typing import Annotated, Literal
 
 import tyro

@@ -1,7 +1,8 @@
-"""What a job tells of a wrong command, before anything is started."""
+"""What a job prints for a wrong command before anything is started, and errors that are hard to come by."""
 
 import runpy
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,14 @@ def mistake_of(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """The one line on standard error that `jobs/<job>.py` prints when it refuses wrong flags."""
     (line,) = refused(job, monkeypatch, capsys, *flags).err.splitlines()
     return line
+
+
+def interrupted_lock(error: BaseException) -> RuntimeError:
+    """What becomes of an exception that a signal handler raises inside `Condition.wait`."""
+    lock = threading.Lock()
+    try:
+        with lock:
+            lock.release()
+            raise error
+    except RuntimeError as made:
+        return made

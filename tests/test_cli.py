@@ -8,9 +8,10 @@ from typing import get_type_hints
 
 import pytest
 
-from vbd import summary
+from tests.mistakes import interrupted_lock
+from vbd import cli, summary
 from vbd.cli import Location, main
-from vbd.errors import InputError
+from vbd.errors import InputError, interruption_within
 from vbd.summary import tell
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +122,36 @@ def test_so_it_does_when_it_is_terminated() -> None:
     assert process.returncode == 143
     assert _summary(out) == {"job": "job", "exit": 143, "reason": "interrupted by SIGTERM"}
     assert err == "interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(("signals", "code"), [([], 130), ([signal.SIGTERM], 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_lock_is_an_interruption(
+    signals: list[int], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> None:
+        raise interrupted_lock(KeyboardInterrupt())
+
+    monkeypatch.setattr(cli, "_terminated_by", signals)
+    assert _exit_of(job, monkeypatch) == code
+    told = capsys.readouterr()
+    assert told.err == "interrupted; the same command goes on from here\n"
+    assert _summary(told.out)["exit"] == code
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (interrupted_lock(KeyboardInterrupt()), KeyboardInterrupt),
+        (interrupted_lock(SystemExit(1)), SystemExit),
+        (interrupted_lock(ValueError("ours")), type(None)),
+        (RuntimeError("release unlocked lock"), type(None)),
+        (RuntimeError("ours"), type(None)),
+    ],
+    ids=repr,
+)
+def test_only_an_interrupted_lock_is_one(error: BaseException, kind: type) -> None:
+    assert type(interruption_within(error)) is kind
 
 
 def test_help_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

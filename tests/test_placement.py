@@ -229,8 +229,12 @@ def test_a_trial_that_no_node_can_hold_ends_the_job_in_one_line(labelled: Nodes,
 
 @pytest.mark.slow
 def test_so_do_other_versions_on_a_node(labelled: Nodes, phantom: Path, tmp_path: Path) -> None:
-    pretend = "import runpy, vbd.versions as v; real = v.installed; v.installed = lambda: real() | {'numpy': '1.26.0'}"
-    code = f"{pretend}; runpy.run_path('{ROOT}/jobs/prepare.py', run_name='__main__')"
+    pretend = (
+        "import runpy, sys, vbd.versions as v; real = v.installed; v.installed = lambda: real() | {'numpy': '1.26.0'}"
+    )
+    code = (
+        f"{pretend}; sys.path.insert(0, '{ROOT}/jobs'); runpy.run_path('{ROOT}/jobs/prepare.py', run_name='__main__')"
+    )
     flags = ("--source", str(phantom), "--output", "out", "--image-size", "64")
     job = labelled.start([sys.executable, "-c", code, *flags], cwd=tmp_path)
     _assert_ended_by(job, "and the driver has 1.26.0; install on both what constraints.txt says")

@@ -67,7 +67,7 @@ def _environment() -> dict[str, str]:
         (["--checkpoint", "{checkpoint}", "--checkpoint", "{checkpoint}"], "given twice"),
         (["--checkpoint", "{broken}"], "model.pt: truncated"),
         (["--run", "/nowhere"], "/nowhere: no manifest.json"),
-        (["--ensemble", "/nowhere"], "/nowhere: no ensemble.json; run jobs/ensemble.py first"),
+        (["--ensemble", "/nowhere"], "/nowhere: no ensemble.json; to make the ensemble, run: "),
         (
             ["--ensemble", "/nowhere", "--run", "x"],
             "--ensemble has members of its own; leave --checkpoint and --run out",
@@ -139,6 +139,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(checkpoint: str, phan
     assert not (tmp_path / "killed" / "parts").exists()
     whole = _job(*flags, "--output", "whole", "--workers", "1", folder=tmp_path)
     assert whole.returncode == 0, whole.stderr
+    assert "restart will fail" not in whole.stderr
     for name in ("detections.parquet", "rejects.csv", "predictions.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     third = _job(*flags, "--output", "killed", folder=tmp_path)

@@ -73,6 +73,9 @@ def _run(command: list[str], cwd: Path) -> str:
     environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    # The tests' own Ray runs beside the job's: Ray's actors must not mistake one for the other.
+    for words in ("Traceback", "restart will fail", "is deprecated"):
+        assert words not in done.stdout + done.stderr
     return done.stdout
 
 

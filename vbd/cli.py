@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_type_hints
 
-from vbd import storage, summary
+from vbd import ray_noise, storage, summary
 from vbd.connection import connect as connect
 from vbd.credentials import refuse_credentials
-from vbd.errors import InputError, input_error_within
+from vbd.errors import InputError, input_error_within, interruption_within
 
 # The type of a flag that names a file or folder. `main` passes the job an absolute path or a URI: processes of a cluster have
 # other working directories than the user's shell.
@@ -51,6 +51,7 @@ def main(job: Callable[..., Any]) -> None:
     summary.forget()
 
     def end(code: int, reason: str = "") -> None:
+        ray_noise.stop_filter()  # what was written to standard error comes before the last line
         seconds = time.monotonic() - began
         print(summary.line_of(job.__name__.strip("_"), exit_code=code, seconds=seconds, reason=reason), flush=True)
 
@@ -64,10 +65,10 @@ def main(job: Callable[..., Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails once more as it ends
         code = EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
-        code = EXIT_TERMINATED if _terminated_by else EXIT_INTERRUPTED
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        end(code, "interrupted by SIGTERM" if _terminated_by else "interrupted")
+        code = _interrupted(end)
     except Exception as error:
+        if isinstance(interruption_within(error), KeyboardInterrupt):
+            sys.exit(_interrupted(end))
         # Ray wraps what a worker raised; a user's mistake found there is still a user's mistake.
         cause = input_error_within(error)
         if cause is None:
@@ -115,6 +116,13 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_absolute(each) for each in value)
     return storage.absolute(value) if value else value
+
+
+def _interrupted(end: Callable[[int, str], None]) -> int:
+    code, reason = (EXIT_TERMINATED, "interrupted by SIGTERM") if _terminated_by else (EXIT_INTERRUPTED, "interrupted")
+    print("interrupted; the same command goes on from here", file=sys.stderr)
+    end(code, reason)
+    return code
 
 
 def _mistake(error: InputError, end: Callable[[int, str], None]) -> int:

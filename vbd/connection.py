@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 
-from vbd import versions
+from vbd import ray_noise, versions
 from vbd.connection_local import check_own_ray
 from vbd.errors import InputError
 
@@ -59,8 +59,10 @@ def connect() -> None:
         if not address:
             check_own_ray()
         handler = signal.getsignal(signal.SIGTERM)
+        ray_noise.start_filter()
+        environment = {"env_vars": _worker_settings(), "worker_process_setup_hook": ray_noise.worker_setup()}
         try:
-            ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env={"env_vars": _worker_settings()})
+            ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env=environment)
         except Exception as error:
             if not address:
                 check_own_ray()  # the disk may be full only now

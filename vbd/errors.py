@@ -23,6 +23,17 @@ class UnreachableError(StoreError):
     """An object store that does not answer, or that asks to come back later."""
 
 
+def interruption_within(error: BaseException | None) -> BaseException | None:
+    """The KeyboardInterrupt or SystemExit of a signal handler that an exception is, or that a lock replaced by it.
+
+    A handler that raises inside `Condition.wait`, where the lock is released, leaves its `with` block without the lock. The
+    end of that block then raises RuntimeError ("release unlocked lock") in place of the handler's exception.
+    """
+    while isinstance(error, RuntimeError) and str(error).endswith(("unlocked lock", "un-acquired lock")):
+        error = error.__context__
+    return error if isinstance(error, KeyboardInterrupt | SystemExit) else None
+
+
 def input_error_within(error: BaseException | None) -> InputError | None:
     """The InputError that an exception is or was raised for; libraries wrap what a worker raised."""
     while error is not None:

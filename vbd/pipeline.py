@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vbd import storage
+from vbd.commands import job_command
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
 from vbd.outputs import Kind, check_outputs
@@ -70,8 +71,8 @@ def _run_stages(
     print(result.summary)
     run, data = storage.shown(run), storage.shown(data)
     print(f"leaderboard  {storage.join(run, 'leaderboard.txt')}\ncheckpoints  {storage.join(run, 'best')}")
-    print(f"reports      python jobs/report.py --run {run} --data {data} --output report.html")
-    print(f"             python jobs/ensemble.py --run {run} --data {data} --html ensemble.html")
+    print(f"reports      {job_command('report', '--run', run, '--data', data, '--output', 'report.html')}")
+    print(f"             {job_command('ensemble', '--run', run, '--data', data, '--html', 'ensemble.html')}")
 
 
 def check_pipeline(search: SearchConfig, *, data: str | None, storage_root: str, name: str) -> None:
@@ -81,7 +82,8 @@ def check_pipeline(search: SearchConfig, *, data: str | None, storage_root: str,
     from vbd.search.settings import run_folder
 
     if data is None and search.preset != "smoke":
-        raise InputError(f"preset {search.preset} needs --data, a prepared dataset (jobs/prepare.py makes one)")
+        prepare = job_command("prepare", "--source", "RAW", "--output", "DATA")
+        raise InputError(f"preset {search.preset} needs --data, a prepared dataset; to make one, run: {prepare}")
     places: dict[str, tuple[str | None, Kind]] = {"--storage": (run_folder(storage_root, name), "folder")}
     if data is None:
         places["the sample"] = (_SAMPLE, "folder")

@@ -75,10 +75,10 @@ def test_a_member_that_is_not_kept_any_more_is_told(made, tmp_path) -> None:
     kept = storage.read_json(str(folder / "run" / "best" / "manifest.json"))
     kept["members"] = kept["members"][:1]
     storage.write_json(str(tmp_path / "manifest.json"), kept)
-    with pytest.raises(InputError, match=r"member \S+ is not kept any more; run jobs/ensemble.py again"):
+    with pytest.raises(InputError, match=r"member \S+ is not kept any more; to make the ensemble, run: "):
         ensemble_checkpoints(str(tmp_path))
 
 
 def test_a_run_without_an_ensemble_is_told(tmp_path) -> None:
-    with pytest.raises(InputError, match=r"no ensemble\.json; run jobs/ensemble\.py first"):
+    with pytest.raises(InputError, match=r"no ensemble\.json; to make the ensemble, run: "):
         ensemble_checkpoints(str(tmp_path))

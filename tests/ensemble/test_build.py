@@ -243,7 +243,7 @@ def test_members_of_different_folds_share_nothing(data, tmp_path, monkeypatch) -
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"schema": 1}, "schema 1, want 2; run jobs/ensemble.py again"),
+        ({"schema": 1}, "schema 1, want 2; to make the ensemble, run: "),
         ({"schema": 2}, "field 'recipe' is missing"),
         ({"schema": 2, "recipe": {"weights": {}, "fusion": {"iou_threshold": 3.0}}}, "iou_threshold 3.0"),
     ],

@@ -131,5 +131,5 @@ def test_an_ensemble_whose_test_truth_is_not_known_is_shown(tmp_path: Path) -> N
 
 def test_an_ensemble_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
     storage.write_json(f"{tmp_path}/ensemble.json", {"schema": 1, "weights": {"yolox-1": 1.0}})
-    with pytest.raises(InputError, match=r"ensemble.json: schema 1, want \d; run jobs/ensemble.py again"):
+    with pytest.raises(InputError, match=r"ensemble.json: schema 1, want \d; to make the ensemble, run: "):
         ensemble(str(tmp_path))

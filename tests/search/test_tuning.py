@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.mistakes import interrupted_lock
 from vbd import storage
 from vbd.config import TrainConfig
 from vbd.errors import InputError, StoreError
@@ -206,9 +207,15 @@ def test_an_exit_that_cannot_be_raised_is_not_told_and_all_else_is(monkeypatch: 
     tuning.silence_exits.cache_clear()
     for _ in range(2):  # a process runs several trials, one after the other
         tuning.silence_exits()
-    for error in (SystemExit(1), ValueError("a fault"), KeyboardInterrupt()):
+    for error in (SystemExit(1), interrupted_lock(SystemExit(1)), ValueError("a fault"), KeyboardInterrupt()):
         Ends(error)  # gone at once
     assert told == [ValueError, KeyboardInterrupt]
+
+
+def _stopped_by(error: Exception) -> None:
+    with _stop_on_sigterm() as stopped:
+        stopped.append(signal.SIGTERM)
+        raise error
 
 
 def test_sigterm_ends_what_is_inside_at_once_and_is_then_for_who_listened_before() -> None:
@@ -225,6 +232,9 @@ def test_sigterm_ends_what_is_inside_at_once_and_is_then_for_who_listened_before
         assert heard == [signal.SIGUSR1, signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt), _stop_on_sigterm():
             raise KeyboardInterrupt  # of Ctrl-C
+        _stopped_by(interrupted_lock(KeyboardInterrupt()))
+        with pytest.raises(RuntimeError, match="ours"):
+            _stopped_by(RuntimeError("ours"))
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGUSR1, asked)

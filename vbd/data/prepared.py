@@ -8,6 +8,7 @@ import numpy as np
 
 from vbd import storage
 from vbd.boxes import to_original
+from vbd.commands import job_command
 from vbd.config import PrepareConfig
 from vbd.data.coco import from_coco
 from vbd.errors import InputError
@@ -46,9 +47,8 @@ def open_dataset(location: str) -> PreparedDataset:
                 f"{location}: an augmented dataset, made to be handed on; give the prepared one it was made of"
             )
         state = "preparing it was not finished" if "plan.json" in names else "no dataset.json"
-        raise InputError(
-            f"{location}: not a prepared dataset ({state}); run python jobs/prepare.py --source RAW --output {location}"
-        )
+        command = job_command("prepare", "--source", "RAW", "--output", location)
+        raise InputError(f"{location}: not a prepared dataset ({state}); to prepare it, run: {command}")
     content = storage.read_object(manifest)
     if content.get("schema") != SCHEMA:
         raise InputError(f"{manifest}: schema {content.get('schema')!r}, want {SCHEMA}; prepare the dataset again")

@@ -6,7 +6,7 @@ from typing import Any
 from vbd import storage
 from vbd.ensemble.predict import Request, name_checkpoints, write_predictions
 from vbd.ensemble.predict_outputs import Found
-from vbd.ensemble.recipe import FILE, Recipe, read_recipe
+from vbd.ensemble.recipe import FILE, Recipe, make_again, read_recipe
 from vbd.errors import InputError
 from vbd.records import Detections, detections_from_table, detections_to_table
 
@@ -19,9 +19,7 @@ def ensemble_checkpoints(run: str) -> dict[str, str]:
     named = name_checkpoints((), run)
     missing = next((name for name in recipe.members if not _tables_of(name, named)), None)
     if missing is not None:
-        raise InputError(
-            f"{storage.join(run, FILE)}: member {missing} is not kept any more; run jobs/ensemble.py again"
-        )
+        raise InputError(f"{storage.join(run, FILE)}: member {missing} is not kept any more; {make_again(run)}")
     return {table: named[table] for name in recipe.members for table in _tables_of(name, named)}
 
 

@@ -217,7 +217,9 @@ def _members_of(run: str) -> dict[str, str]:
     folder = storage.absolute(members_folder(run))
     location = storage.join(folder, MANIFEST)
     if not storage.exists(location):
-        raise InputError(f"{run}: no manifest.json; run jobs/tune.py or jobs/train.py to the end first")
+        raise InputError(
+            f"{run}: no manifest.json; a search (jobs/tune.py) or training (jobs/train.py) writes it at its end"
+        )
     named: dict[str, str] = {}
     try:
         for member in storage.read_object(location)["members"]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vbd import storage
+from vbd.commands import job_command
 from vbd.ensemble.calibrate import Calibration, calibration_from_json
 from vbd.ensemble.fusion import FusionOptions, fuse_all, options_from_json
 from vbd.ensemble.gates import Gate, gate_from_json
@@ -84,14 +85,19 @@ def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
     )
 
 
+def make_again(run: str) -> str:
+    """How to get a whole `ensemble.json` in the folder of a run."""
+    return f"to make the ensemble, run: {job_command('ensemble', '--run', run, '--data', 'DATA')}"
+
+
 def read_ensemble(run: str) -> dict[str, Any]:
     """`ensemble.json` of a run; raises InputError when there is none, or when another version wrote it."""
     location = storage.join(run, FILE)
     if not storage.exists(location):
-        raise InputError(f"{run}: no {FILE}; run jobs/ensemble.py first")
+        raise InputError(f"{run}: no {FILE}; {make_again(run)}")
     content = storage.read_object(location)
     if content.get("schema") != SCHEMA:
-        raise InputError(f"{location}: schema {content.get('schema')!r}, want {SCHEMA}; run jobs/ensemble.py again")
+        raise InputError(f"{location}: schema {content.get('schema')!r}, want {SCHEMA}; {make_again(run)}")
     return content
 
 
@@ -102,4 +108,4 @@ def read_recipe(run: str) -> Recipe:
         return recipe_from_json(content["recipe"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         location = storage.join(run, FILE)
-        raise InputError(f"{location}: field {error} is missing or wrong; run jobs/ensemble.py again") from None
+        raise InputError(f"{location}: field {error} is missing or wrong; {make_again(run)}") from None

@@ -15,7 +15,7 @@ from vbd import storage
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
-from vbd.errors import InputError
+from vbd.errors import InputError, interruption_within
 from vbd.ownership import Owner, others, own
 from vbd.placement import told_while_waiting
 from vbd.records import Trial
@@ -253,8 +253,8 @@ def _stop_on_sigterm() -> Iterator[list[int]]:
     before = signal.signal(signal.SIGTERM, stop)  # after ray.init, which installs its own
     try:
         yield stopped
-    except KeyboardInterrupt:
-        if not stopped:
+    except BaseException as error:
+        if not stopped or interruption_within(error) is None:
             raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -21,7 +21,7 @@ from vbd import storage
 from vbd.cluster import on_host
 from vbd.config import RunOptions, TrainConfig, train_config_from
 from vbd.data.prepared import open_dataset
-from vbd.errors import InputError, StoreError
+from vbd.errors import InputError, StoreError, interruption_within
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
 from vbd.search.metrics import TrialMetrics
@@ -173,14 +173,14 @@ def run_trial(
 
 @functools.cache
 def silence_exits() -> None:
-    """From now on an exit that Python cannot raise is not told, once for a process that runs trial after trial.
+    """From now on Python does not print an exit that it cannot raise; once for a process that runs trial after trial.
 
     Ray ends a worker by an exception that its handler of SIGTERM raises wherever the process happens to be.
     """
     former = sys.unraisablehook
 
     def tell(fault: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(fault.exc_value, SystemExit):
+        if not isinstance(interruption_within(fault.exc_value), SystemExit):
             former(fault)
 
     sys.unraisablehook = tell

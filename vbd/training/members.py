@@ -61,7 +61,9 @@ def read_members(folder: str, dataset: PreparedDataset) -> list[Member]:
     """The members in a folder; raises InputError when there are none, or when they come from another dataset."""
     location = storage.join(folder, MANIFEST)
     if not storage.exists(location):
-        raise InputError(f"{folder}: no manifest.json; run jobs/tune.py or jobs/train.py to the end first")
+        raise InputError(
+            f"{folder}: no manifest.json; a search (jobs/tune.py) or training (jobs/train.py) writes it at its end"
+        )
     content = storage.read_object(location)
     if content.get("schema") != SCHEMA or not content.get("members"):
         raise InputError(f"{location}: schema {content.get('schema')!r} or no members; run the search again")

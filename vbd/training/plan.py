@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vbd import storage
+from vbd.commands import job_command
 from vbd.config import RunOptions, TrainConfig, stage_two, train_config_from
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
@@ -127,7 +128,8 @@ def second_stage_of(output: str, settings: Settings, *, data: str) -> tuple[dict
     configs = {}
     for name, config in first.configs.items():
         if finished.get(name) != {storage.join(output, run_name(name, fold)) for fold in first.folds}:
-            raise InputError(f"{output}: {name} is not trained on all of its folds yet; end it with --resume first")
+            resume = job_command("train", "--output", output, "--resume")
+            raise InputError(f"{output}: {name} is not trained on all of its folds yet; to finish it, run: {resume}")
         configs[name] = stage_two(
             config,
             weights=storage.join(output, f"{name}-fold{FOLD_MARK}"),
