@@ -100,8 +100,8 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        # A box of several lines under a title; its rules part the sentences.
-        lines = [line.strip("│╭╮╰╯ ") for line in told.getvalue().splitlines()]
+        # A box of several lines under a title, coloured on a terminal; its rules separate the sentences.
+        lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[\d;]*m", "", told.getvalue()).splitlines()]
         _, *sentences = (" ".join(part.split()).rstrip(".") for part in re.split("─{4,}", " ".join(lines)))
         raise InputError("; ".join(sentence for sentence in sentences if sentence)) from None
 
