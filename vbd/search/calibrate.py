@@ -18,6 +18,7 @@ from vbd.placement import remote_args
 from vbd.records import Trial
 from vbd.search.forecast import Devices, Record, actual, compare, describe, forecast, read_record, write_record
 from vbd.search.rates import Combination, Rate, combination_of, no_rate, to_measure
+from vbd.search.trial import ENDED, trial_id_of
 from vbd.search.tuning import Workers
 from vbd.training.loop import Ranks, TrainingRun
 from vbd.training.validation import detect
@@ -45,13 +46,16 @@ def prepare_forecast(
 ) -> Record:
     """Measures, forecasts, prints that and writes forecast.json; a run that has one goes on with it, unless to `renew` it.
 
-    `configs` are all that the search plans, `trials` what is known of them; `needs` are those of a trial.
+    `configs` are all that the search plans, `trials` the known ones among them; `needs` are those of a trial. Only
+    combinations that have steps left are measured.
     """
     record = read_record(run)
     if record is None or renew:
         rates = dict(record.rates) if record else {}
-        rates |= calibrate(configs, location, options, needs, known=rates)
-        devices = devices_at_most(needs, trials=len(configs))
+        ended = {trial.trial_id for trial in trials if trial.status in ENDED}
+        left = [config for config in configs if trial_id_of(config) not in ended]
+        rates |= calibrate(left, location, options, needs, known=rates)
+        devices = devices_at_most(needs, trials=len(left))
         before = forecast(configs, trials, rates, search=search, devices=devices, price=price)
         record = Record(before, rates)
         write_record(run, record)
@@ -60,9 +64,10 @@ def prepare_forecast(
 
 
 def close_forecast(run: str, trials: Sequence[Trial], *, price: float | None = None) -> str:
-    """Writes into forecast.json what the trials have taken; returns in a line how that compares with the forecast."""
+    """Writes into forecast.json what the trials took; returns a line that compares it with the forecast, "" without one."""
     record = read_record(run)
-    assert record is not None, "prepare_forecast comes first"
+    if record is None:
+        return ""
     taken = actual(trials, devices=record.before.devices, price=price)
     write_record(run, replace(record, actual=taken))
     return compare(record.before, taken)

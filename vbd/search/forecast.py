@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vbd import storage
-from vbd.config import SearchConfig, TrainConfig, config_hash
+from vbd.config import SearchConfig, TrainConfig, config_hash, finds_boxes
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.search.halving import milestones
@@ -98,14 +98,14 @@ def forecast(
     devices: Devices,
     price: float | None = None,
 ) -> Forecast:
-    """The forecast of a search that plans `configs`, some of which have become `trials`.
+    """The forecast of a search that plans `configs` (see `Proposer.planned`), some of which have become `trials`.
 
-    What trials themselves have measured goes before `rates`. For a search that draws as it goes, `configs` are draws of
-    the same space: a trial takes the place of one of its combination, or of its family.
+    Rates measured by the trials replace `rates`. For a search that draws as it goes, some `configs` are placeholders: a
+    trial replaces one of its combination, of its family, or of those that Optuna gives fewer trials for it.
     """
     rates = dict(rates) | rates_of(trials)
     unbegun = _unbegun(configs, trials, search)
-    size_of_family = Counter(config.detector for config in configs)
+    size_of_family = Counter(_compared(config) for config in configs)
     spent, begun, coming = 0.0, [], []
     for trial in trials:
         spent += occupied_seconds(trial)
@@ -140,11 +140,29 @@ def _unbegun(configs: Sequence[TrainConfig], trials: Sequence[Trial], search: Se
     if search.scheduler == "population":
         return list(open_ones.values())  # the others descend from trials and take their remaining steps
     for config in others:
-        alike = [key for key, one in open_ones.items() if one.detector == config.detector]
-        alike.sort(key=lambda key: combination_of(open_ones[key]) != combination_of(config))
-        for key in alike[:1]:
+        if (key := _placeholder(config, open_ones, search)) is not None:
             del open_ones[key]
     return list(open_ones.values())
+
+
+def _placeholder(config: TrainConfig, open_ones: Mapping[str, TrainConfig], search: SearchConfig) -> str | None:
+    """The hash of the planned config whose place a trial takes that was not planned."""
+
+    def unlike(key: str) -> tuple[bool, bool]:
+        planned = open_ones[key]
+        return planned.detector != config.detector, combination_of(planned) != combination_of(config)
+
+    def may_be(planned: TrainConfig) -> bool:
+        competes = search.searcher == "optuna" and finds_boxes(planned.detector) == finds_boxes(config.detector)
+        return competes or planned.detector == config.detector
+
+    keys = [key for key, planned in open_ones.items() if may_be(planned)]
+    return min(keys, key=unlike, default=None)
+
+
+def _compared(config: TrainConfig) -> tuple[str, int]:
+    """What trials that halving compares with each other have in common."""
+    return config.detector, config.steps
 
 
 def _left(
@@ -159,7 +177,7 @@ def _left(
         return (last - first) * rate.step + (_reports(config, last) - _reports(config, first)) * rate.validation
 
     expected, here, going_on = 0.0, done, 1.0
-    for rung, share in rungs_of(config, search, trials=family[config.detector]):
+    for rung, share in rungs_of(config, search, trials=family[_compared(config)]):
         if rung > done:
             expected += going_on * seconds(here, rung)
             here, going_on = rung, going_on * share

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from vbd import storage
-from vbd.config import RunOptions, SearchConfig, TrainConfig
+from vbd.config import RunOptions, SearchConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
 from vbd.errors import InputError
@@ -31,7 +31,7 @@ from vbd.search.proposals import Proposer, build_proposer
 from vbd.search.schedule import build_scheduler
 from vbd.search.space import describe, draw_configs
 from vbd.search.trial import ENDED, read_trials
-from vbd.search.tuner import Watch, build_tuner, needs_of
+from vbd.search.tuner import Watch, ahead_of, build_tuner, needs_of
 from vbd.search.tuning import ProposalSearcher, Workers, run_trial
 from vbd.summary import tell
 
@@ -57,38 +57,42 @@ def run_search(
     dataset = open_dataset(data)
     run = storage.join(storage.absolute(storage_root), name)
     needs = needs_of(search, options)
-    configs, known = _open_run(run, search, dataset, extend=extend)
+    known = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)
-    _tell(run, search, dataset, known)
-    with told_while_waiting(needs.each, needs.selector):
-        record = prepare_forecast(
-            run,
-            search,
-            configs,
-            known,
-            location=dataset.location,
-            options=options,
-            needs=needs,
-            price=price,
-            renew=extend,
-        )
-        plan = Plan(
-            search,
-            configs,
-            total=proposer.total,
-            rates=record.rates,
-            devices=lambda: devices_of(needs),
-            price=price,
-        )
-        session = _Session(run, dataset, options, needs)
-        searcher, stopped = session.run(search, proposer, known, plan)
+    session = _Session(run, search, dataset, options, needs)
+    searcher, stopped = session.searcher(proposer, known), False
+    _tell(run, search, dataset, known, is_done=proposer.is_done, extend=extend)
+    if not proposer.is_done:
+        with told_while_waiting(needs.each, needs.selector):
+            record = prepare_forecast(
+                run,
+                search,
+                proposer.planned,
+                known,
+                location=dataset.location,
+                options=options,
+                needs=needs,
+                price=price,
+                renew=extend,
+            )
+            plan = Plan(
+                search,
+                proposer.planned,
+                total=proposer.total,
+                rates=record.rates,
+                devices=lambda: devices_of(needs),
+                price=price,
+            )
+            stopped = session.run(searcher, known, plan)
+    tell(started=searcher.started)
     board = read_board(run, search, dataset)
     write_leaderboard(run, board)
     _sum_up(run, board)
     print(format_leaderboard(board), flush=True)
     if search.scheduler == "population":
         print(describe_schedules(board.trials), flush=True)
-    print(close_forecast(run, board.trials, price=price), flush=True)
+    if taken := close_forecast(run, board.trials, price=price):
+        print(taken, flush=True)
     if searcher.fault is not None:
         raise searcher.fault
     if stopped:
@@ -100,23 +104,30 @@ def run_search(
     return board
 
 
-def _open_run(
-    run: str, search: SearchConfig, dataset: PreparedDataset, *, extend: bool
-) -> tuple[list[TrainConfig], list[Trial]]:
-    """What the search plans, and what an earlier session left; writes run.json unless it is there."""
+def _open_run(run: str, search: SearchConfig, dataset: PreparedDataset, *, extend: bool) -> list[Trial]:
+    """The trials of an earlier session; writes run.json unless it is there."""
     claim = {"search": json.loads(json.dumps(dataclasses.asdict(search))), "dataset": dataset.fingerprint}
     is_new = _check_run_folder(run, claim, extend=extend)
-    configs = draw_configs(search, dataset)  # a space that is wrong is told before anything is written
+    draw_configs(search, dataset)  # raises InputError for a wrong space before anything is written
     if is_new:
         storage.write_json(storage.join(run, "run.json"), claim | {"data": dataset.location})
-    return configs, _known(run, dataset)
+    return _known(run, dataset)
 
 
-def _tell(run: str, search: SearchConfig, dataset: PreparedDataset, known: Sequence[Trial]) -> None:
+def _tell(
+    run: str, search: SearchConfig, dataset: PreparedDataset, known: Sequence[Trial], *, is_done: bool, extend: bool
+) -> None:
     print(describe(search, dataset), flush=True)
     if search.scheduler == "population":
         print(describe_population(search, dataset), flush=True)
-    if known:
+    if is_done:
+        added = "--extend adds no trial" if extend else "nothing is left to train"
+        print(
+            f"{run}: {added}: the run has all trials that this search asks for, and they have ended ({len(known)} in all); "
+            "to train more, give more --trials or other values with --extend",
+            flush=True,
+        )
+    elif known:
         ended = sum(trial.status in ENDED for trial in known)
         print(f"{run}: going on with the search; {ended} trials have ended, {len(known) - ended} go on", flush=True)
 
@@ -124,19 +135,30 @@ def _tell(run: str, search: SearchConfig, dataset: PreparedDataset, known: Seque
 class _Session:
     """One run of Tune over what is left of a search."""
 
-    def __init__(self, run: str, dataset: PreparedDataset, options: RunOptions, needs: Workers):
-        self._run, self._dataset, self._options, self._needs = run, dataset, options, needs
+    def __init__(
+        self, run: str, search: SearchConfig, dataset: PreparedDataset, options: RunOptions, needs: Workers
+    ) -> None:
+        self._run, self._search, self._dataset, self._options, self._needs = run, search, dataset, options, needs
         self._logs = loggers(run.rpartition("/")[2])
 
-    def run(
-        self, search: SearchConfig, proposer: Proposer, known: Sequence[Trial], plan: Plan
-    ) -> tuple[ProposalSearcher, bool]:
-        """Runs what the proposer proposes; returns who handed it out, and whether SIGTERM has ended it."""
-        run, needs = self._run, self._needs
+    def searcher(self, proposer: Proposer, known: Sequence[Trial]) -> ProposalSearcher:
+        """Passes proposals to Tune; deletes checkpoints that an earlier session should have deleted."""
+        search = self._search
         keeper = Keeper(
-            run, per_family=search.keep_per_family, keep_all=search.keep_all, dataset=self._dataset.fingerprint
+            self._run, per_family=search.keep_per_family, keep_all=search.keep_all, dataset=self._dataset.fingerprint
         )
-        searcher = ProposalSearcher(proposer, run, known, keeper.tell, max_failures=needs.max_failures)
+        return ProposalSearcher(
+            proposer,
+            self._run,
+            known,
+            keeper.tell,
+            max_failures=self._needs.max_failures,
+            ahead=ahead_of(search, self._needs),
+        )
+
+    def run(self, searcher: ProposalSearcher, known: Sequence[Trial], plan: Plan) -> bool:
+        """Runs what is proposed; returns whether SIGTERM has ended it."""
+        run, needs = self._run, self._needs
         watch, progress = Watch(searcher), SearchProgress(plan, run, known=known)
         trainable = tune.with_parameters(
             run_trial,
@@ -149,14 +171,14 @@ class _Session:
             trainable,
             needs,
             searcher=searcher,
-            scheduler=build_scheduler(search, known, on_stop=watch.on_stop),
+            scheduler=build_scheduler(self._search, known, on_stop=watch.on_stop),
             watch=watch,
             callbacks=[progress, *self._logs],
             run=run,
         )
         with _stop_on_sigterm() as stopped, shown(progress):
             fit(tuner, run, fault=lambda: searcher.fault)
-        return searcher, bool(stopped)
+        return bool(stopped)
 
     def close_logs(self) -> None:
         """Where Tune was ended before it came to it."""

@@ -71,13 +71,18 @@ class ProposalSearcher(Searcher):
         on_end: Callable[[Trial], object],
         *,
         max_failures: int = 0,
+        ahead: Callable[[], float] | None = None,
     ):
-        """`on_end` is told of each trial that has ended, after the proposer."""
+        """`on_end` is called with each trial that has ended, after the proposer; `ahead` returns how many trials may be
+        pending and running together (default: any number).
+        """
         super().__init__(metric=SCORE, mode="max")
         self._proposer, self._run, self._on_end, self._max_failures = proposer, run, on_end, max_failures
         self._replaced = {trial.trial_id for trial in known if trial.status == "stopped"}
         self._numbers = {trial.trial_id: trial.number for trial in known}
+        self._ahead = ahead
         self._running: dict[str, str] = {}  # ours by Tune's
+        self.started = 0  # trials that were handed out
         self._told: dict[str, str] = {}  # the fault that a trial's last report told, by ours
         # What ended a trial, again and again, that lies in its surroundings: a dataset or a store that is gone.
         self.fault: InputError | None = None
@@ -93,9 +98,14 @@ class ProposalSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, None to be asked again later, or that there will be no more."""
-        proposal = None if self._proposer.is_done else self._proposer.propose()
+        if self._proposer.is_done:
+            return Searcher.FINISHED
+        if self._ahead is not None and len(self._running) >= self._ahead():
+            return None
+        proposal = self._proposer.propose()
         if proposal is None:
             return Searcher.FINISHED if self._proposer.is_done else None
+        self.started += 1
         ours = trial_id_of(proposal.config)
         number = self._numbers.setdefault(ours, max(self._numbers.values(), default=-1) + 1)
         self._running[trial_id] = ours
