@@ -126,7 +126,7 @@ def test_more_trials_are_added_to_those_of_the_family(kind: Kind, new: int, data
 
 @pytest.mark.parametrize("kind", SEARCHERS, ids="-".join)
 def test_other_steps_are_other_trials(kind: Kind, dataset: PreparedDataset) -> None:
-    longer = _search(kind, "yolox", steps=80, report_every=10)
+    longer = _search(kind, "yolox", steps=80, report_every=20)
     assert _new_trials(_search(kind, "yolox"), longer, dataset) == {"yolox": 6 + 3 * (kind == POPULATION)}
 
 

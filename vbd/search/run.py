@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from vbd import storage
-from vbd.config import RunOptions, SearchConfig
+from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
 from vbd.errors import InputError
@@ -28,9 +28,10 @@ from vbd.search.population import describe_population, describe_schedules
 from vbd.search.progress import Plan, SearchProgress
 from vbd.search.proof import prove, truths_of_fold
 from vbd.search.proposals import Proposer, build_proposer
+from vbd.search.rates import final_problem
 from vbd.search.schedule import build_scheduler
-from vbd.search.space import describe, draw_configs
-from vbd.search.trial import ENDED, read_trials
+from vbd.search.space import check_micro_batches, describe, draw_configs
+from vbd.search.trial import ENDED, TrialFolder, read_trials, trial_id_of
 from vbd.search.tuner import Watch, ahead_of, build_tuner, needs_of
 from vbd.search.tuning import ProposalSearcher, Workers, run_trial
 from vbd.summary import tell
@@ -57,6 +58,7 @@ def run_search(
     dataset = open_dataset(data)
     run = storage.join(storage.absolute(storage_root), name)
     needs = needs_of(search, options)
+    check_micro_batches(search, options, dataset)
     known = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)
     session = _Session(run, search, dataset, options, needs)
@@ -160,6 +162,18 @@ class _Session:
         """Runs what is proposed; returns whether SIGTERM has ended it."""
         run, needs = self._run, self._needs
         watch, progress = Watch(searcher), SearchProgress(plan, run, known=known)
+
+        def fail_at_once(config: TrainConfig, number: int) -> Trial | None:
+            problem = final_problem(config, plan.rates)
+            if not problem:
+                return None
+            folder = TrialFolder(run, trial_id_of(config))
+            folder.begin(config, dataset=self._dataset.fingerprint, number=number)
+            trial = folder.fail(f"{problem} (when it was timed before the search)")
+            progress.add_failed(trial)
+            return trial
+
+        searcher.fail_at_once = fail_at_once
         trainable = tune.with_parameters(
             run_trial,
             location=self._dataset.location,
