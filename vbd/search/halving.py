@@ -11,9 +11,11 @@ takes a fifth fewer steps, and at equal steps misses the best trial by a third l
 
 import bisect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
+from vbd.config import SearchConfig, TrainConfig
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
@@ -124,3 +126,26 @@ class Rungs:
             False,
             f"halving: {score} at step {mark.step} is below the cut of {cut:.4f} ({places} of {count} go on)",
         )
+
+
+class RungsOfAll:
+    """The rungs of each group of trials that are compared with each other: of one family, and of equally many steps."""
+
+    def __init__(self, search: SearchConfig, known: Sequence[Trial] = ()) -> None:
+        self._search = search
+        self._rungs: dict[tuple[str, int], Rungs] = {}
+        for trial in known:
+            self.of(trial.config).preload(trial)
+
+    def of(self, config: TrainConfig) -> Rungs:
+        """The rungs of a config's group."""
+        key = (config.detector, config.steps)
+        if key not in self._rungs:
+            self._rungs[key] = Rungs(config.steps, self._search.grace_share, self._search.reduction)
+        return self._rungs[key]
+
+    def by_place(self) -> "RungsOfAll":
+        """A copy in which each score is replaced by the normal quantile of its place."""
+        copy = RungsOfAll(self._search)
+        copy._rungs = {key: rungs.by_place() for key, rungs in self._rungs.items()}
+        return copy

@@ -8,7 +8,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from vbd.config import SearchConfig
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.simulation import RungsOfAll
+from vbd.search.halving import RungsOfAll
 from vbd.search.trial import trial_id_of
 from vbd.search.tuning import proposal_of
 
