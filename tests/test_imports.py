@@ -15,7 +15,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 LEVELS = (
     (
         *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
-        *("fusing", "suppression", "drawing", "cluster", "placement", "versions"),
+        *("fusing", "suppression", "drawing", "cluster", "placement", "versions", "microbatches"),
     ),
     (
         *("augment", "evaluation", "submission"),

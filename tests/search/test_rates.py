@@ -8,6 +8,7 @@ from vbd.search.rates import (
     Combination,
     Rate,
     combination_of,
+    final_problem,
     no_rate,
     rate_of,
     rates_from_json,
@@ -87,7 +88,10 @@ def test_the_cheapest_and_costliest_of_each_family_are_measured_first() -> None:
 
 
 def test_rates_come_back_from_json_with_what_failed() -> None:
-    rates = {NANO: Rate(1, 2, 3, source="trials"), Combination("fcos", "resnet18", 128, 8): no_rate("few", is_final=True)}
+    rates = {
+        NANO: Rate(1, 2, 3, source="trials"),
+        Combination("fcos", "resnet18", 128, 8): no_rate("few", is_final=True),
+    }
     rows = rates_to_json(rates)
     rows[0] |= dict.fromkeys(("step", "validation", "start"))  # as storage writes NaN
     back = rates_from_json(rows)

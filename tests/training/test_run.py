@@ -256,3 +256,23 @@ def test_a_reason_that_one_worker_of_two_finds_ends_the_next_attempt_on_all_of_t
         run_worker.train_worker(_task(prepared, tmp_path))
     monkeypatch.setattr(run_worker, "train", lambda *_, **__: pytest.fail("it was tried again"))
     assert run_worker.train_worker(_task(prepared, tmp_path)) == "weights.pt: truncated"
+
+
+def test_an_error_that_returns_at_the_same_step_ends_the_run_on_all_workers(
+    prepared: str, two_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        error = ValueError("few")
+        error.add_note("at training step 3")
+        raise error
+
+    monkeypatch.setattr(run_worker, "train", failing)
+    with pytest.raises(ValueError, match="few"):
+        run_worker.train_worker(_task(prepared, tmp_path))
+    with pytest.raises(run_worker.AttemptError, match=r"few \(at step 3, twice\)"):
+        run_worker.train_worker(_task(prepared, tmp_path))
+    assert run_worker.train_worker(_task(prepared, tmp_path)) == "ValueError: few (at step 3, twice)"
+    # The next call of the job tries again: the cause may be gone.
+    _make_ready(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="few"):
+        run_worker.train_worker(_task(prepared, tmp_path))
