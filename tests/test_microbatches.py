@@ -112,8 +112,8 @@ def test_a_larger_image_can_be_trained_on_alone_but_by_the_largest_efficientdet(
             {"batch_size": 2, "accumulate": 2, "image_size": 256, "multi_scale": 0.5},
             1,
             "x: batch_size 2 with accumulate 2 puts 1 image of 128 px at a time through efficientdet lite0, whose BatchNorm "
-            "needs 2; use a batch_size of 4 or more, or an accumulate of at most 1, or a smallest side by multi_scale of "
-            "256 or more",
+            "needs 2; use a batch_size of 4 or more, or an accumulate of at most 1, or a smallest side (of image_size "
+            "with multi_scale) of 256 or more",
         ),
     ],
 )

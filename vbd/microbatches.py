@@ -78,7 +78,7 @@ def check_micro_batch(
     images = max(1, share // config.accumulate)
     if images >= least:
         return
-    smallest = "a smallest side by multi_scale" if side < config.image_size else "an image_size"
+    smallest = "a smallest side (of image_size with multi_scale)" if config.multi_scale else "an image_size"
     parts = [f"accumulate {config.accumulate}"] if config.accumulate > 1 else []
     parts += [f"{workers} workers"] if workers > 1 else []
     multiple = size_multiple(config.detector)
