@@ -163,12 +163,14 @@ class _Session:
         run, needs = self._run, self._needs
         watch, progress = Watch(searcher), SearchProgress(plan, run, known=known)
 
+        dataset = self._dataset.fingerprint
+
         def fail_at_once(config: TrainConfig, number: int) -> Trial | None:
             problem = final_problem(config, plan.rates)
             if not problem:
                 return None
             folder = TrialFolder(run, trial_id_of(config))
-            folder.begin(config, dataset=self._dataset.fingerprint, number=number)
+            folder.begin(config, dataset=dataset, number=number)
             trial = folder.fail(f"{problem} (when it was timed before the search)")
             progress.add_failed(trial)
             return trial
