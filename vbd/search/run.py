@@ -66,25 +66,7 @@ def run_search(
     _tell(run, search, dataset, known, is_done=proposer.is_done, extend=extend)
     if not proposer.is_done:
         with told_while_waiting(needs.each, needs.selector):
-            record = prepare_forecast(
-                run,
-                search,
-                proposer.planned,
-                known,
-                location=dataset.location,
-                options=options,
-                needs=needs,
-                price=price,
-                renew=extend,
-            )
-            plan = Plan(
-                search,
-                proposer.planned,
-                total=proposer.total,
-                rates=record.rates,
-                devices=lambda: devices_of(needs),
-                price=price,
-            )
+            plan = session.plan(proposer, known, price=price, renew=extend)
             stopped = session.run(searcher, known, plan)
     tell(started=searcher.started)
     board = read_board(run, search, dataset)
@@ -158,11 +140,33 @@ class _Session:
             ahead=ahead_of(search, self._needs),
         )
 
+    def plan(self, proposer: Proposer, known: Sequence[Trial], *, price: float | None, renew: bool) -> Plan:
+        """Prints the forecast; measures for it where the run has none, or it is to be renewed."""
+        needs = self._needs
+        record = prepare_forecast(
+            self._run,
+            self._search,
+            proposer.planned,
+            known,
+            location=self._dataset.location,
+            options=self._options,
+            needs=needs,
+            price=price,
+            renew=renew,
+        )
+        return Plan(
+            self._search,
+            proposer.planned,
+            total=proposer.total,
+            rates=record.rates,
+            devices=lambda: devices_of(needs),
+            price=price,
+        )
+
     def run(self, searcher: ProposalSearcher, known: Sequence[Trial], plan: Plan) -> bool:
         """Runs what is proposed; returns whether SIGTERM has ended it."""
         run, needs = self._run, self._needs
         watch, progress = Watch(searcher), SearchProgress(plan, run, known=known)
-
         dataset = self._dataset.fingerprint
 
         def fail_at_once(config: TrainConfig, number: int) -> Trial | None:
