@@ -114,6 +114,13 @@ def test_a_trial_alone_is_trained_to_its_end() -> None:
     assert simulated([], [], HALVING, slots=2) == (0.0, 0.0)
 
 
+def test_a_trial_that_has_reported_for_the_last_time_takes_nothing_more() -> None:
+    assert simulated([_rest(BASE, 40)], [], HALVING, slots=2) == (0.0, 0.0)
+    assert simulated([_rest(BASE, 40), _rest(BASE)], [], HALVING, slots=2) == simulated(
+        [_rest(BASE)], [], HALVING, slots=2
+    )
+
+
 def test_families_and_other_steps_are_compared_among_themselves() -> None:
     apart = [_rest(BASE), _rest(replace(BASE, detector="fcos", variant="resnet18")), _rest(replace(BASE, steps=80))]
     used, _ = simulated(apart, [], HALVING, slots=1)

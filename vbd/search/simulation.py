@@ -55,6 +55,7 @@ def simulated(rest: Sequence[Rest], known: Sequence[Trial], search: SearchConfig
 
     `rest` are the trials with steps left, in the order in which they start; `known` have reported something already.
     """
+    rest = [one for one in rest if one.done < one.config.steps]  # others have reported for the last time, and end now
     reports = sum(one.reports for one in rest)
     if not reports:
         return 0.0, 0.0
