@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vbd.commands import ROOT, is_submitted, job_command
 
-PYTHONS = ((3, 11), (3, 12))
+# The first and the last supported version, as in pyproject.toml.
+PYTHONS = ((3, 11), (3, 14))
 # What the jobs import, now or later: the modules of the dependencies in pyproject.toml.
 MODULES = (
     *("PIL", "cv2", "effdet", "hotcoco", "libjpeg", "numba", "numpy", "openjpeg", "optuna"),
@@ -25,8 +26,8 @@ def check(*missing: str) -> None:
     `missing` are modules that the caller did not find.
     """
     missing = (*missing, *(name for name in MODULES if find_spec(name) is None))
-    supported = " or ".join(f"{major}.{minor}" for major, minor in PYTHONS)
-    is_supported = sys.version_info[:2] in PYTHONS
+    supported = " to ".join(f"{major}.{minor}" for major, minor in PYTHONS)
+    is_supported = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
     if is_supported and not missing:
         return
     executable = shlex.quote(sys.executable)
@@ -52,6 +53,6 @@ def _advice(job: str, arguments: "list[str]", *, is_supported: bool) -> str:
     is_own = Path(sys.prefix) == environment
     if (environment / "installed").exists() and not is_own:
         return use
-    make = ["make", *(["--always-make"] if is_own else []), *([] if is_supported else ["PYTHON=python3.11"])]
+    make = ["make", *(["--always-make"] if is_own else []), *([] if is_supported else ["PYTHON=python3.12"])]
     make += [] if Path.cwd() == ROOT else ["-C", str(ROOT)]
     return f"run once: {shlex.join([*make, '.venv/installed'])}; then {use}"

@@ -10,8 +10,8 @@ from vbd.cluster import Cluster, Node, NodeType
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError
 from vbd.search.calibrate import calibrate, close_forecast, devices_at_most, devices_of, measure, prepare_forecast
-from vbd.search.forecast import Devices, read_record
-from vbd.search.rates import Rate, combination_of
+from vbd.search.forecast import Devices, read_record, write_record
+from vbd.search.rates import Rate, combination_of, no_rate
 from vbd.search.tuning import Workers
 from vbd.training.loop import TrainingRun
 from vbd.versions import VersionsError
@@ -29,6 +29,8 @@ def quick(config: TrainConfig, location: str, options: RunOptions, *, workers: i
             raise InputError("out of memory with one image at a time\nlower image_size")
         case "m":
             os._exit(1)
+        case "tiny":
+            raise ValueError("Expected more than 1 value per channel\nwhen training")
         case "l":
             time.sleep(60)
     return Rate(step=config.image_size / 64, validation=2.0, start=float(workers))
@@ -71,6 +73,13 @@ def test_workers_share_the_batch_and_the_validation(prepared: str, steps_of_a_se
     assert shared.validation == alone.validation / 2
 
 
+def test_a_worker_that_normalises_with_others_is_measured_on_as_many_images_as_it_needs(
+    prepared: str, steps_of_a_second: list[int]
+) -> None:
+    small = replace(TINY, image_size=32, batch_size=2)
+    assert measure(small, prepared, CPU, workers=2).step == 1.0
+
+
 def test_a_real_measurement_has_seconds_for_everything(prepared: str) -> None:
     found = measure(replace(TINY, steps=1, report_every=1), prepared, CPU)
     assert found.step > 0
@@ -89,13 +98,16 @@ def test_every_combination_is_measured_once_whatever_else_differs(ray_session: N
 
 
 def test_what_fails_or_dies_has_no_rate_but_a_reason(ray_session: None) -> None:
-    configs = [replace(TINY, variant=variant) for variant in ("nano", "s", "m")]
+    configs = [replace(TINY, variant=variant) for variant in ("nano", "s", "m", "tiny")]
     found = calibrate(configs, "", CPU, ONE_CPU, measured_by=quick)
     assert {one.variant: rate.problem for one, rate in found.items()} == {
         "nano": "",
         "s": "out of memory with one image at a time",
         "m": "its process died (ActorDiedError)",
+        "tiny": "ValueError: Expected more than 1 value per channel",
     }
+    # Only what the training itself raises is what its trials would raise too.
+    assert [one.variant for one, rate in found.items() if rate.is_final] == ["tiny"]
 
 
 def on_another_node(config: TrainConfig, location: str, options: RunOptions, *, workers: int) -> Rate:
@@ -199,8 +211,9 @@ def test_a_search_is_measured_and_forecast_once_and_compared_at_the_end(
     monkeypatch.setattr("vbd.search.calibrate.measure", quick)
     prepare([TINY])
     assert capsys.readouterr().out == first.partition("\n")[2]
-    # The run is extended: what is new is measured, and all is forecast anew.
-    larger = replace(TINY, image_size=128)
+    # The run is extended: what is new is measured, what failed for good once more, and all is forecast anew.
+    larger, failed = replace(TINY, image_size=128), replace(TINY, image_size=96)
+    write_record(run, replace(record, rates=record.rates | {combination_of(failed): no_rate("few", is_final=True)}))
     prepare([TINY, larger], renew=True)
     renewed = read_record(run)
     assert renewed

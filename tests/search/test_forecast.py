@@ -2,7 +2,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.search.histories import reports, trial_of
@@ -21,8 +20,6 @@ from vbd.search.forecast import (
     in_time,
     occupied_seconds,
     read_record,
-    rungs_of,
-    share_going_on,
     write_record,
 )
 from vbd.search.rates import Combination, Rate, combination_of, no_rate
@@ -67,43 +64,12 @@ def test_slots_of_devices(count: float, per_trial: float, slots: int) -> None:
     assert Devices("GPU", count, per_trial).slots == slots
 
 
-def test_rungs_stand_at_reports_and_not_at_the_last_step() -> None:
-    config = replace(BASE, steps=100, report_every=15)
-    rungs = rungs_of(config, HALVING, trials=8)
-    assert [step for step, _ in rungs] == [30, 60]  # 25, 50 are seen at the reports of 30 and 60; 100 is the end
-    # A share that is no whole number of steps: where the scheduler compares, 67, and not at 66.
-    ninth = rungs_of(replace(config, steps=600, report_every=1), replace(HALVING, grace_share=1 / 9), trials=8)
-    assert [step for step, _ in ninth] == [67, 134, 268, 536]
-    assert rungs_of(config, FIFO, trials=8) == []
-    assert [step for step, _ in rungs_of(replace(config, report_every=100), HALVING, trials=8)] == []
-
-
-def test_halving_is_expected_to_let_fewer_go_on_at_each_rung() -> None:
-    rungs = rungs_of(BASE, HALVING, trials=8)
-    assert [step for step, _ in rungs] == [10, 20]
-    arriving = 8 * rungs[0][1]
-    assert rungs == [(10, share_going_on(8, 2)), (20, share_going_on(arriving, 2))]
-    # The steps of every trial up to the first rung, and of those that go on up to the next, and so on.
-    first, second = (share for _, share in rungs)
-    trained = 10 + first * 10 + first * second * 20
-    validated = 2 * trained / 10
+def test_halving_is_expected_to_take_less_than_all_steps() -> None:
     found = forecast(configs(8), [], RATES, search=HALVING, devices=TWO_CPUS)
-    assert found.expected == pytest.approx(8 * (5 + trained + validated) / 3600)
     assert found.at_most == pytest.approx(8 * WHOLE / 3600)
-    assert found.seconds_left < found.seconds_left_at_most
-
-
-@pytest.mark.parametrize(("arriving", "reduction"), [(1, 3), (2, 3), (6, 2), (16, 4)])
-def test_the_share_that_goes_on_is_what_asynchronous_halving_does_with_random_scores(
-    arriving: int, reduction: int
-) -> None:
-    rng, searches = np.random.default_rng(0), 8000 // arriving
-    went_on = 0
-    for scores in rng.random((searches, arriving)):
-        for place, score in enumerate(scores):
-            before = scores[:place]
-            went_on += not place or score >= np.percentile(before, 100 * (1 - 1 / reduction))
-    assert share_going_on(arriving, reduction) == pytest.approx(went_on / (searches * arriving), abs=0.03)
+    # At least all to the first rung, and two to their ends.
+    assert 6 * (5 + 10 + 2) + 2 * WHOLE < found.expected * 3600 < 0.9 * 8 * WHOLE
+    assert found.expected * 3600 / 2 < found.seconds_left < found.seconds_left_at_most
 
 
 def test_families_are_halved_each_by_itself() -> None:
@@ -111,7 +77,16 @@ def test_families_are_halved_each_by_itself() -> None:
     rates = RATES | {combination_of(other): RATES[combination_of(BASE)]}
     apart = forecast([*configs(4), other], [], rates, search=HALVING, devices=TWO_CPUS)
     alone = forecast(configs(4), [], rates, search=HALVING, devices=TWO_CPUS)
-    assert apart.expected - alone.expected == pytest.approx(WHOLE / 3600)  # the only one of its family is not stopped
+    # The only one of its family is not stopped.
+    assert apart.expected - alone.expected == pytest.approx(WHOLE / 3600, rel=0.25)
+
+
+def test_a_combination_that_cannot_be_trained_takes_nothing() -> None:
+    large = replace(BASE, image_size=256)
+    rates = RATES | {combination_of(large): no_rate("ValueError: too few values", is_final=True)}
+    found = forecast([BASE, large], [], rates, search=FIFO, devices=TWO_CPUS)
+    assert found.at_most == pytest.approx(WHOLE / 3600)
+    assert found.problems == ("yolox nano 256 px x 8: ValueError: too few values, so its trials fail",)
 
 
 # ------------------------------------------------------------------------------------------------- while it runs
@@ -132,12 +107,13 @@ def test_ended_trials_count_what_they_took_and_running_ones_what_is_left() -> No
     assert found.trials == 4
 
 
-def test_a_running_trial_past_a_rung_is_expected_to_go_on_from_there() -> None:
+def test_a_running_trial_that_is_the_best_at_its_rung_is_expected_to_go_on() -> None:
     running = configs(8)[0]
+    others = [trial_of(config, *reports(config, 10), status="stopped") for config in configs(8)[1:]]
     trial = trial_of(running, *reports(running, 20), status="running")
-    with_it = forecast(configs(8), [trial], RATES, search=HALVING, devices=TWO_CPUS)
-    ended = forecast(configs(8), [replace(trial, status="stopped")], RATES, search=HALVING, devices=TWO_CPUS)
-    assert with_it.expected - ended.expected == pytest.approx(24 / 3600)  # both rungs lie behind it
+    found = forecast(configs(8), [trial, *others], RATES, search=HALVING, devices=TWO_CPUS)
+    assert (found.expected - found.spent) * 3600 == pytest.approx(24, rel=0.1)  # at the speed of a simulated trial
+    assert (found.at_most - found.spent) * 3600 == pytest.approx(24)
 
 
 def test_what_trials_measured_replaces_what_was_measured_before() -> None:
@@ -160,6 +136,11 @@ def test_a_trial_drawn_as_the_search_goes_takes_a_planned_one_of_its_combination
     assert forecast([BASE, large], [trial], rates, search=FIFO, devices=TWO_CPUS).trials == 2
     more = [trial_of(replace(drawn, seed=seed)) for seed in range(3)]
     assert forecast([BASE], more, rates, search=FIFO, devices=TWO_CPUS).trials == 3  # more than were planned
+    # Where families compete for trials, one takes the place of another's, but not of a classifier's.
+    plan = [BASE, replace(BASE, detector="fcos", variant="resnet18"), replace(BASE, detector="classifier")]
+    optuna = replace(FIFO, searcher="optuna")
+    assert forecast(plan, more[:2], rates, search=optuna, devices=TWO_CPUS).trials == 3
+    assert forecast(plan, more[:2], rates, search=FIFO, devices=TWO_CPUS).trials == 4
 
 
 def test_a_population_takes_its_members_steps_whoever_descends_from_whom() -> None:
@@ -190,6 +171,7 @@ def test_the_forecast_in_words_with_its_bounds_and_money() -> None:
     found = forecast(
         configs(8), [], {combination_of(BASE): Rate(360.0, 0, 0)}, search=HALVING, devices=TWO_CPUS, price=3
     )
+    found = replace(found, expected=18.127, seconds_left=32_640.0)
     assert describe(found) == (
         "forecast: 8 trials take about 18 CPU-hours (at most 32 if none is stopped), 9 h 4 min with 2 CPU(s); "
         "it costs about 54.38, at most 96.00"

@@ -8,6 +8,7 @@ from vbd.search.rates import (
     Combination,
     Rate,
     combination_of,
+    final_problem,
     no_rate,
     rate_of,
     rates_from_json,
@@ -87,7 +88,10 @@ def test_the_cheapest_and_costliest_of_each_family_are_measured_first() -> None:
 
 
 def test_rates_come_back_from_json_with_what_failed() -> None:
-    rates = {NANO: Rate(1, 2, 3, source="trials"), Combination("fcos", "resnet18", 128, 8): no_rate("died")}
+    rates = {
+        NANO: Rate(1, 2, 3, source="trials"),
+        Combination("fcos", "resnet18", 128, 8): no_rate("few", is_final=True),
+    }
     rows = rates_to_json(rates)
     rows[0] |= dict.fromkeys(("step", "validation", "start"))  # as storage writes NaN
     back = rates_from_json(rows)
@@ -96,3 +100,27 @@ def test_rates_come_back_from_json_with_what_failed() -> None:
     assert back[Combination("fcos", "resnet18", 128, 8)].problem == "died"
     with pytest.raises(KeyError, match="variant"):
         rates_from_json([{"detector": "fcos"}])
+
+
+def test_a_record_of_an_earlier_version_has_no_final_problem() -> None:
+    (row,) = rates_to_json({NANO: no_rate("died")})
+    del row["is_final"]
+    assert not rates_from_json([row])[NANO].is_final
+
+
+@pytest.mark.parametrize(
+    ("rates", "problem"),
+    [
+        ({}, ""),
+        ({NANO: no_rate("its process died")}, ""),
+        ({NANO: no_rate("few", is_final=True)}, "few"),
+        # A combination that was not measured fails with its family, when all of it that was measured failed.
+        ({Combination("yolox", "s", 640, 8): no_rate("few", is_final=True)}, "few"),
+        ({Combination("yolox", "s", 640, 8): no_rate("few", is_final=True), NANO: Rate(1, 2, 3)}, ""),
+        ({Combination("fcos", "resnet18", 128, 8): no_rate("few", is_final=True)}, ""),
+    ],
+)
+def test_the_problem_of_a_config_that_cannot_be_trained(rates: dict[Combination, Rate], problem: str) -> None:
+    config = TrainConfig(image_size=NANO.image_size, batch_size=NANO.batch_size)
+    assert combination_of(config) == NANO
+    assert final_problem(config, rates) == problem

@@ -2,14 +2,15 @@ from collections import Counter
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.search.datasets import labels_alone
-from vbd.config import Candidate, SearchConfig, TrainConfig, config_hash
+from vbd.config import Candidate, RunOptions, SearchConfig, TrainConfig, config_hash
 from vbd.errors import InputError
 from vbd.presets import smoke, study
-from vbd.search.space import describe, draw_configs, random_draws, spaces_of
+from vbd.search.space import check_micro_batches, describe, draw_configs, random_draws, spaces_of
 
 SEARCH = SearchConfig(
     preset="test",
@@ -237,3 +238,31 @@ def test_the_smoke_search_has_every_family() -> None:
         "efficientdet",
         "classifier",
     }
+
+
+@pytest.mark.parametrize(
+    ("choices", "workers", "options", "message"),
+    [
+        ({"batch_size": (1, 8)}, 1, RunOptions(), "batch_size 1 puts 1 image of 32 px"),
+        (
+            {"accumulate": (2, 8), "image_size": (32, 128)},
+            1,
+            RunOptions(),
+            "batch_size 8 with accumulate 8 puts 1 image",
+        ),
+        ({"multi_scale": (0.0, 0.5)}, 8, RunOptions(), "batch_size 8 with 8 workers puts 1 image of 32 px"),
+        ({"batch_size": (4, 8)}, 4, RunOptions(), "batch_size 4 with 4 workers"),
+        ({"batch_size": (4, 8)}, 4, RunOptions(sync_batchnorm=True), ""),
+        ({"batch_size": (2, 8)}, 1, RunOptions(), ""),
+    ],
+)
+def test_a_space_with_too_few_images_at_a_time_is_refused_before_the_search(
+    choices: dict[str, tuple[Any, ...]], workers: int, options: RunOptions, message: str
+) -> None:
+    base = TrainConfig(image_size=64 if "multi_scale" in choices else 32, batch_size=8)
+    search = replace(_one(Candidate(base, choices=choices)), workers_per_trial=workers)
+    if not message:
+        check_micro_batches(search, options)
+        return
+    with pytest.raises(InputError, match=f"^preset test: {message}"):
+        check_micro_batches(search, options)

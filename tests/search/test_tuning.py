@@ -4,23 +4,26 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from tests.mistakes import interrupted_lock
 from vbd import storage
-from vbd.config import TrainConfig
+from vbd.cluster import Cluster, Node, NodeType
+from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError, StoreError
 from vbd.records import Trial
 from vbd.search import tuning
 from vbd.search.outage import fit
 from vbd.search.proposals import Listed
 from vbd.search.run import _stop_on_sigterm
-from vbd.search.trial import TrialFolder, trial_id_of
-from vbd.search.tuner import Watch
-from vbd.search.tuning import ProposalSearcher
+from vbd.search.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.tuner import Watch, ahead_of
+from vbd.search.tuning import ProposalSearcher, Workers
 
 CONFIG = TrainConfig()
 
@@ -238,3 +241,93 @@ def test_sigterm_ends_what_is_inside_at_once_and_is_then_for_who_listened_before
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGUSR1, asked)
+
+
+# ------------------------------------------------------------------------------------------------- how far it looks ahead
+
+
+def _handed_out(searcher: ProposalSearcher, *, first: int = 0) -> int:
+    """How many trials Tune gets before it is told to ask again later."""
+    count = 0
+    while isinstance(searcher.suggest(f"t{first + count}"), dict):
+        count += 1
+    return count
+
+
+def _seeds(count: int) -> list[TrainConfig]:
+    return [TrainConfig(seed=seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "handed_out"),
+    [
+        (Cluster((Node({"CPU": 2}, {}),)), 1, 3),
+        (Cluster((Node({"CPU": 8}, {}),)), 4, 3),
+        (Cluster((), (NodeType("small", {"CPU": 2}, {}, 5),), 4), 1, 9),  # the nodes that may come, all four of them
+        (Cluster((), is_open=True), 1, 33),  # nobody knows how many may come
+        (Cluster(()), 1, 2),
+    ],
+)
+def test_optuna_proposes_one_trial_more_than_there_is_or_may_be_room_for(
+    cluster: Cluster, workers: int, handed_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vbd.placement.look", lambda: cluster)
+    needs = Workers(workers, 1, 0, max_failures=0)
+    search = SearchConfig("test", (), searcher="optuna")
+    run = str(tmp_path)
+    searcher = ProposalSearcher(Listed(_seeds(50)), run, [], lambda trial: None, ahead=ahead_of(search, needs))
+    assert _handed_out(searcher) == handed_out == searcher.started
+    searcher.on_trial_complete("t0")
+    assert _handed_out(searcher, first=100) == 1
+    # Whoever draws all at once, or has a list, may hand out any number.
+    assert ahead_of(replace(search, searcher="random"), needs) is None
+    assert _handed_out(ProposalSearcher(Listed(_seeds(50)), run, [], lambda trial: None)) == 50
+
+
+def test_trials_that_cannot_be_trained_fail_at_once_and_the_others_are_handed_out(tmp_path: Path) -> None:
+    run, ended = str(tmp_path), []
+    searcher = ProposalSearcher(Listed(_seeds(4)), run, [], ended.append)
+
+    def fail_at_once(config: TrainConfig, number: int) -> Trial | None:
+        if config.seed % 2 == 0:
+            return None
+        folder = TrialFolder(run, trial_id_of(config))
+        folder.begin(config, dataset="f" * 16, number=number)
+        return folder.fail("ValueError: few")
+
+    searcher.fail_at_once = fail_at_once
+    assert _handed_out(searcher) == searcher.started == 2
+    assert [(trial.config.seed, trial.number, trial.status, trial.reason) for trial in ended] == [
+        (1, 1, "failed", "ValueError: few"),
+        (3, 3, "failed", "ValueError: few"),
+    ]
+    assert searcher.suggest("t9") == Searcher.FINISHED
+
+
+# ------------------------------------------------------------------------------------------------- an error that returns
+
+
+def test_a_trial_whose_error_returns_at_the_same_step_ends_as_failed(
+    prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported = list[dict[str, Any]]()
+    monkeypatch.setattr(tuning.tune, "report", reported.append)
+
+    def attempt(error: Exception) -> None:
+        def failing(*_: Any, **__: Any) -> None:
+            error.add_note("at training step 3")
+            raise error
+
+        monkeypatch.setattr(tuning, "train", failing)
+        drawn = {"proposal": {"config": {"seed": 5}, "until": CONFIG.steps, "hold": 0, "number": 0}}
+        tuning.run_trial(drawn, location=prepared, run=str(tmp_path), options=RunOptions(device="cpu"))
+
+    for error in (ValueError("few"), ConnectionResetError("by peer"), ConnectionResetError("by peer")):
+        with pytest.raises(type(error)):
+            attempt(error)
+    found = read_trials(str(tmp_path))
+    assert [trial.status for trial in found] == ["running"]
+    attempt(ValueError("few"))
+    (trial,) = read_trials(str(tmp_path))
+    assert (trial.status, trial.reason) == ("failed", "ValueError: few (at step 3, twice)")
+    assert [(report["failed"], report["step"]) for report in reported] == [(trial.reason, CONFIG.steps)]

@@ -15,6 +15,7 @@ from vbd.models.yolox import YOLOX
 from vbd.training.checkpoint import load_tensors, read_info
 from vbd.training.loop import Ranks, TrainingError, TrainingRun, train
 from vbd.training.memory import MemoryShort, is_memory_error, peak_memory_mb
+from vbd.training.parts import side_at
 
 Limit = Callable[..., list[int]]
 
@@ -125,6 +126,36 @@ def test_images_that_do_not_even_fit_one_at_a_time_end_the_run(prepared: str, ro
         "out of memory at step 0 with 4 images at a time; from here on 2",
         "out of memory at step 0 with 2 images at a time; from here on 1",
     ]
+
+
+@pytest.mark.parametrize(("batch_size", "tries"), [(4, [4, 2]), (3, [3]), (5, [5, 3])])
+def test_it_never_halves_below_what_the_network_can_be_trained_on(
+    batch_size: int, tries: list[int], prepared: str, room_for: Limit
+) -> None:
+    config = config_of("yolox", batch_size=batch_size, image_size=32)
+    tried = room_for(0)
+    run = new_run(config, prepared)
+    with pytest.raises(TrainingError) as error:
+        run.step(0, batch_of(config, prepared, 0))
+    assert tried == tries
+    assert str(error.value) == (
+        f"out of memory at step 0 with {tries[-1]} images at a time, and yolox nano needs 2 at this size; lower image_size or "
+        "multi_scale, or use a smaller variant"
+    )
+
+
+def test_several_scales_halve_further_at_the_larger_sides(prepared: str, room_for: Limit) -> None:
+    config = config_of("yolox", batch_size=4, image_size=64, multi_scale=0.5)
+    run = new_run(config, prepared)
+    sides = [side_at(step, config) for step in range(20)]
+    large, small = sides.index(96), sides.index(32)
+    tried = room_for(1)
+    run.step(large, batch_of(config, prepared, large))
+    assert tried == [4, 2, 1, 1, 1, 1]
+    tried = room_for(2)
+    run.step(small, batch_of(config, prepared, small))
+    assert run.micro_batch == 1  # but two of the smallest images go through at a time
+    assert tried == [2, 2]
 
 
 @pytest.mark.parametrize(("batch_size", "share", "halved"), [(8, 4, 2), (5, 3, 2)])

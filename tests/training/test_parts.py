@@ -1,12 +1,10 @@
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from vbd.config import TrainConfig
 from vbd.records import Batch, Target
-from vbd.training.parts import deal, number_of_parts, placed, side_at
+from vbd.training.parts import deal, placed, side_at
 
 CPU = torch.device("cpu")
 
@@ -19,18 +17,6 @@ def _batch(images: int, *, side: int = 8) -> Batch:
         for k in range(images)
     ]
     return Batch([f"image-{k}" for k in range(images)], pixels, targets)
-
-
-def test_a_step_is_parted_as_asked_and_as_memory_allows() -> None:
-    for images, micro_batch, accumulate in itertools.product(range(1, 12), range(1, 12), range(1, 12)):
-        parts = number_of_parts(images, micro_batch=micro_batch, accumulate=accumulate)
-        sizes = [len(part.images) for part in deal(_batch(images), parts)]
-        assert len(sizes) == parts
-        assert sum(sizes) == images
-        assert 0 < max(sizes) <= micro_batch
-        assert parts >= min(accumulate, images)
-        if parts > accumulate:  # and in no more than are needed
-            assert -(-images // (parts - 1)) > micro_batch
 
 
 def test_parts_are_dealt_like_cards_and_every_image_keeps_its_boxes() -> None:

@@ -303,3 +303,23 @@ def test_ray_train_logs_one_line_of_what_a_user_can_fix_and_the_traceback_of_oth
     one, other = caplog.messages
     assert one == "out: no space left"
     assert other.startswith("Error in training function:\nTraceback")
+
+
+def test_an_error_that_returns_at_the_same_step_ends_the_run_on_all_workers(
+    prepared: str, two_workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        error = ValueError("few")
+        error.add_note("at training step 3")
+        raise error
+
+    monkeypatch.setattr(run_worker, "train", failing)
+    with pytest.raises(ValueError, match="few"):
+        run_worker.train_worker(_task(prepared, tmp_path))
+    with pytest.raises(run_worker.AttemptError, match=r"few \(at step 3, twice\)"):
+        run_worker.train_worker(_task(prepared, tmp_path))
+    assert run_worker.train_worker(_task(prepared, tmp_path)) == "ValueError: few (at step 3, twice)"
+    # The next call of the job tries again: the cause may be gone.
+    _make_ready(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="few"):
+        run_worker.train_worker(_task(prepared, tmp_path))

@@ -14,12 +14,16 @@ from vbd.cluster import look
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
+from vbd.errors import InputError
+from vbd.microbatches import least_images, sides
 from vbd.placement import remote_args
 from vbd.records import Trial
 from vbd.search.forecast import Devices, Record, actual, compare, describe, forecast, read_record, write_record
 from vbd.search.rates import Combination, Rate, combination_of, no_rate, to_measure
+from vbd.search.trial import ENDED, trial_id_of
 from vbd.search.tuning import Workers
-from vbd.training.loop import Ranks, TrainingRun
+from vbd.training.loop import Ranks, TrainingError, TrainingRun
+from vbd.training.recurrence import in_brief, is_repeatable
 from vbd.training.validation import detect
 from vbd.versions import VersionsError, check_versions
 
@@ -46,14 +50,19 @@ def prepare_forecast(
 ) -> Record:
     """Measures, forecasts, prints that and writes forecast.json; a run that has one goes on with it, unless to `renew` it.
 
-    `configs` are all that the search plans, `trials` what is known of them; `needs` are those of a trial. `claim` is called
-    before anything is written to the run's folder, when no more can be refused.
+    `configs` are all that the search plans, `trials` the known ones among them; `needs` are those of a trial. Only
+    combinations that have steps left are measured. `claim` is called before anything is written to the run's folder, when
+    no more can be refused.
     """
     record = read_record(run)
     if record is None or renew:
         rates = dict(record.rates) if record else {}
-        rates |= calibrate(configs, location, options, needs, known=rates)
-        devices = devices_at_most(needs, trials=len(configs))
+        ended = {trial.trial_id for trial in trials if trial.status in ENDED}
+        left = [config for config in configs if trial_id_of(config) not in ended]
+        # What failed for good is measured again: the run was extended after its cause may have been removed.
+        known = {one: rate for one, rate in rates.items() if not rate.is_final}
+        rates = known | calibrate(left, location, options, needs, known=known)
+        devices = devices_at_most(needs, trials=len(left))
         before = forecast(configs, trials, rates, search=search, devices=devices, price=price)
         record = Record(before, rates)
         claim()
@@ -65,9 +74,10 @@ def prepare_forecast(
 
 
 def close_forecast(run: str, trials: Sequence[Trial], *, price: float | None = None) -> str:
-    """Writes into forecast.json what the trials have taken; returns in a line how that compares with the forecast."""
+    """Writes into forecast.json what the trials took; returns a line that compares it with the forecast, "" without one."""
     record = read_record(run)
-    assert record is not None, "prepare_forecast comes first"
+    if record is None:
+        return ""
     taken = actual(trials, devices=record.before.devices, price=price)
     write_record(run, replace(record, actual=taken))
     return compare(record.before, taken)
@@ -152,6 +162,8 @@ def _rate(done: Any) -> Rate:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, VersionsError):
             raise error.cause from None
+        if is_repeatable(error.cause) and not isinstance(error.cause, InputError | TrainingError):
+            return no_rate(in_brief(error.cause), is_final=True)
         return no_rate((str(error.cause).splitlines() or [type(error.cause).__name__])[0])
     except ray.exceptions.OutOfMemoryError:
         return no_rate("out of memory: its process was ended when the machine had none left")
@@ -163,9 +175,9 @@ def measure(config: TrainConfig, location: str, options: RunOptions, *, workers:
     """The rate of one worker of a trial, from random weights; raises what training raises."""
     began = time.monotonic()
     dataset = open_dataset(location)
-    share = replace(
-        config, batch_size=math.ceil(config.batch_size / workers), steps=max(config.steps, 1 + _STEPS)
-    )  # what one of the workers does in a step
+    # What one of the workers does in a step; by itself it cannot normalise as they do together.
+    images = max(math.ceil(config.batch_size / workers), least_images(config, side=sides(config)[0]))
+    share = replace(config, batch_size=images, steps=max(config.steps, 1 + _STEPS))
     run = TrainingRun(share, dataset, options=options, ranks=Ranks(), is_new=False)
     ends: list[float] = []  # of the steps; in the first, memory is allocated and kernels are chosen
     batches = training_batches(dataset, share, first_step=0, loader_workers=options.loader_workers)

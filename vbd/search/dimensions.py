@@ -103,6 +103,10 @@ class FamilySpace:
             found[dimension.name] = fitting[0]
         return found
 
+    def holds(self, config: TrainConfig) -> bool:
+        """Whether a config lies inside the space, and so counts towards its number of trials."""
+        return self.values(config) is not None
+
     def _is_same(self, config: TrainConfig, name: str, value: Any) -> bool:
         return canonical(replace(config, **{name: value}), self.prepared_fusion) == config
 

@@ -3,27 +3,28 @@
 import dataclasses
 import heapq
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vbd import storage
-from vbd.config import SearchConfig, TrainConfig, config_hash
+from vbd.config import SearchConfig, TrainConfig, config_hash, finds_boxes
 from vbd.errors import InputError
 from vbd.records import Trial
-from vbd.search.halving import milestones
 from vbd.search.rates import (
     Combination,
     Rate,
     Rates,
     attempts_of,
     combination_of,
+    final_problem,
     rate_of,
     rates_from_json,
     rates_of,
     rates_to_json,
 )
+from vbd.search.simulation import Rest, simulated
+from vbd.search.trial import trial_id_of
 
 SCHEMA = 1
 _OPEN = ("running", "waiting", "died", "unfinished")  # states of a trial that has steps left
@@ -98,35 +99,38 @@ def forecast(
     devices: Devices,
     price: float | None = None,
 ) -> Forecast:
-    """The forecast of a search that plans `configs`, some of which have become `trials`.
+    """The forecast of a search that plans `configs` (see `Proposer.planned`), some of which have become `trials`.
 
-    What trials themselves have measured goes before `rates`. For a search that draws as it goes, `configs` are draws of
-    the same space: a trial takes the place of one of its combination, or of its family.
+    Rates measured by the trials replace `rates`. For a search that draws as it goes, some `configs` are placeholders: a
+    trial replaces one of its combination, of its family, or of those that Optuna gives fewer trials for it.
     """
     rates = dict(rates) | rates_of(trials)
     unbegun = _unbegun(configs, trials, search)
-    size_of_family = Counter(config.detector for config in configs)
-    spent, begun, coming = 0.0, [], []
-    for trial in trials:
-        spent += occupied_seconds(trial)
-        if trial.status in _OPEN:
-            begun.append(_left(trial.config, rates, search, done=_steps_done(trial), family=size_of_family))
-    for config in unbegun:
-        coming.append(_left(config, rates, search, done=None, family=size_of_family))
-    left = [*begun, *coming]
+    spent = sum(map(occupied_seconds, trials))
+    begun = [_rest(trial.config, rates, done=_steps_done(trial)) for trial in trials if trial.status in _OPEN]
+    rest = [one for one in (*begun, *(_rest(config, rates) for config in unbegun)) if one is not None]
+    most = [one.seconds for one in rest]
+    left_at_most, time_at_most = sum(most), _makespan(most, devices.slots)
+    left, time_left = left_at_most, time_at_most
+    if search.scheduler == "halving" and math.isfinite(left_at_most):
+        left, time_left = simulated(rest, trials, search, slots=devices.slots)
     combinations = {combination_of(config) for config in [*(trial.config for trial in trials), *unbegun]}
     return Forecast(
         trials=len(trials) + len(unbegun),
         combinations=len(combinations),
         measured=sum(rates[one].is_known for one in combinations if one in rates),
         spent=devices.hours(spent),
-        at_most=devices.hours(spent + sum(most for most, _ in left)),
-        expected=devices.hours(spent + sum(expected for _, expected in left)),
-        seconds_left_at_most=_makespan((most for most, _ in left), devices.slots),
-        seconds_left=_makespan((expected for _, expected in left), devices.slots),
+        at_most=devices.hours(spent + left_at_most),
+        expected=devices.hours(spent + left),
+        seconds_left_at_most=time_at_most,
+        seconds_left=time_left,
         devices=devices,
         price=price,
-        problems=tuple(f"{one}: {rate.problem}" for one, rate in sorted(rates.items()) if rate.problem),
+        problems=tuple(
+            f"{one}: {rate.problem}{', so its trials fail' if rate.is_final else ''}"
+            for one, rate in sorted(rates.items())
+            if rate.problem
+        ),
     )
 
 
@@ -140,61 +144,33 @@ def _unbegun(configs: Sequence[TrainConfig], trials: Sequence[Trial], search: Se
     if search.scheduler == "population":
         return list(open_ones.values())  # the others descend from trials and take their remaining steps
     for config in others:
-        alike = [key for key, one in open_ones.items() if one.detector == config.detector]
-        alike.sort(key=lambda key: combination_of(open_ones[key]) != combination_of(config))
-        for key in alike[:1]:
+        if (key := _placeholder(config, open_ones, search)) is not None:
             del open_ones[key]
     return list(open_ones.values())
 
 
-def _left(
-    config: TrainConfig, rates: Rates, search: SearchConfig, *, done: int | None, family: Counter[Any]
-) -> tuple[float, float]:
-    """Seconds that a trial takes from step `done` on (None: it has not begun): when it is not stopped, and expected."""
+def _placeholder(config: TrainConfig, open_ones: Mapping[str, TrainConfig], search: SearchConfig) -> str | None:
+    """The hash of the planned config whose place a trial takes that was not planned."""
+
+    def unlike(key: str) -> tuple[bool, bool]:
+        planned = open_ones[key]
+        return planned.detector != config.detector, combination_of(planned) != combination_of(config)
+
+    def may_be(planned: TrainConfig) -> bool:
+        competes = search.searcher == "optuna" and finds_boxes(planned.detector) == finds_boxes(config.detector)
+        return competes or planned.detector == config.detector
+
+    keys = [key for key, planned in open_ones.items() if may_be(planned)]
+    return min(keys, key=unlike, default=None)
+
+
+def _rest(config: TrainConfig, rates: Rates, *, done: int | None = None) -> Rest | None:
+    """What is left of a trial from step `done` on (None: it has not begun); None where it cannot be trained at all."""
+    if final_problem(config, rates):
+        return None
     rate = rate_of(combination_of(config), rates)
     start = rate.start if done is None else 0.0
-    done = done or 0
-
-    def seconds(first: int, last: int) -> float:
-        return (last - first) * rate.step + (_reports(config, last) - _reports(config, first)) * rate.validation
-
-    expected, here, going_on = 0.0, done, 1.0
-    for rung, share in rungs_of(config, search, trials=family[config.detector]):
-        if rung > done:
-            expected += going_on * seconds(here, rung)
-            here, going_on = rung, going_on * share
-    return start + seconds(done, config.steps), start + expected + going_on * seconds(here, config.steps)
-
-
-def _reports(config: TrainConfig, step: int) -> int:
-    """Reports up to a step, that of the last step included."""
-    return step // config.report_every + (step == config.steps and step % config.report_every > 0)
-
-
-def rungs_of(config: TrainConfig, search: SearchConfig, *, trials: int) -> list[tuple[int, float]]:
-    """The steps at which halving looks at a trial of a family of `trials`, and the share that is expected to go on."""
-    if search.scheduler != "halving":
-        return []
-    rungs: list[tuple[int, float]] = []
-    arriving = float(trials)
-    for milestone in milestones(config.steps, search.grace_share, search.reduction):
-        reported = math.ceil(milestone / config.report_every) * config.report_every
-        if reported >= config.steps:
-            break
-        share = share_going_on(arriving, search.reduction)
-        rungs.append((reported, share))
-        arriving *= share
-    return rungs
-
-
-def share_going_on(arriving: float, reduction: float) -> float:
-    """The share of trials, arriving one by one at a rung in random order, that asynchronous halving lets go on.
-
-    The first goes on; one that m others came before goes on when it is not below their (1 - 1 / reduction) quantile, in
-    which it succeeds with probability ((m - 1) / reduction + 1) / (m + 1): more than 1 / reduction while m is small.
-    """
-    count = max(1, round(arriving))
-    return (1 + sum(((m - 1) / reduction + 1) / (m + 1) for m in range(1, count))) / count
+    return Rest(trial_id_of(config), config, done or 0, rate.step, rate.validation, start)
 
 
 def _steps_done(trial: Trial) -> int:

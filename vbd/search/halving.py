@@ -9,9 +9,13 @@ against all who have come there since. In simulated searches of 24 trials on 8 d
 takes a fifth fewer steps, and at equal steps misses the best trial by a third less.
 """
 
+import bisect
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
 
+from vbd.config import SearchConfig, TrainConfig
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
@@ -44,12 +48,26 @@ class _Mark:
     score: float  # -inf where there is none
 
 
+@dataclass
+class _Rung:
+    """The marks at a milestone by trial, and their scores in ascending order."""
+
+    marks: dict[str, _Mark] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
+
+    def add(self, trial_id: str, mark: _Mark) -> None:
+        if trial_id not in self.marks:
+            self.marks[trial_id] = mark
+            bisect.insort(self.scores, mark.score)
+
+
 class Rungs:
     """The scores at each milestone of trials that are fit to be compared: of one family, and of equally many steps."""
 
     def __init__(self, max_steps: int, grace_share: float, reduction: int):
         self._reduction = reduction
-        self._rungs: dict[int, dict[str, _Mark]] = {m: {} for m in milestones(max_steps, grace_share, reduction)}
+        self._settings = (max_steps, grace_share, reduction)
+        self._rungs = {milestone: _Rung() for milestone in milestones(max_steps, grace_share, reduction)}
 
     def preload(self, trial: Trial) -> None:
         """Takes the reports of a trial of an earlier session; whether it goes on, its next report tells."""
@@ -74,21 +92,60 @@ class Rungs:
         passed = [milestone for milestone in self._rungs if milestone <= step]
         if passed:
             rank = -math.inf if score is None or math.isnan(score) else score
-            self._rungs[passed[-1]].setdefault(trial_id, _Mark(step, rank))
+            self._rungs[passed[-1]].add(trial_id, _Mark(step, rank))
 
-    def _last_rung(self, trial_id: str) -> dict[str, _Mark]:
-        return next((rung for rung in reversed(self._rungs.values()) if trial_id in rung), {})
+    def by_place(self) -> "Rungs":
+        """A copy in which each score is replaced by the normal quantile of its place at its milestone; equal ones stay equal."""
+        copy = Rungs(*self._settings)
+        for milestone, rung in self._rungs.items():
+            for trial_id, mark in rung.marks.items():
+                first, last = (side(rung.scores, mark.score) for side in (bisect.bisect_left, bisect.bisect_right))
+                place = NormalDist().inv_cdf((first + last) / 2 / len(rung.scores))
+                copy._rungs[milestone].add(trial_id, _Mark(mark.step, place))
+        return copy
 
-    def _judged(self, trial_id: str, rung: dict[str, _Mark]) -> Verdict:
-        mark = rung.get(trial_id)
+    def last_score(self, trial_id: str, default: float) -> float:
+        """The score of a trial at its last milestone, `default` before it has come to one."""
+        mark = self._last_rung(trial_id).marks.get(trial_id)
+        return default if mark is None else mark.score
+
+    def _last_rung(self, trial_id: str) -> _Rung:
+        return next((rung for rung in reversed(self._rungs.values()) if trial_id in rung.marks), _Rung())
+
+    def _judged(self, trial_id: str, rung: _Rung) -> Verdict:
+        mark = rung.marks.get(trial_id)
         if mark is None:
             return Verdict(True)
-        places = math.ceil(len(rung) / self._reduction)
-        cut = sorted((other.score for other in rung.values()), reverse=True)[places - 1]
+        count = len(rung.scores)
+        places = math.ceil(count / self._reduction)
+        cut = rung.scores[count - places]
         if mark.score >= cut:
             return Verdict(True)
         score = "no score" if mark.score == -math.inf else f"{mark.score:.4f}"
         return Verdict(
             False,
-            f"halving: {score} at step {mark.step} is below the cut of {cut:.4f} ({places} of {len(rung)} go on)",
+            f"halving: {score} at step {mark.step} is below the cut of {cut:.4f} ({places} of {count} go on)",
         )
+
+
+class RungsOfAll:
+    """The rungs of each group of trials that are compared with each other: of one family, and of equally many steps."""
+
+    def __init__(self, search: SearchConfig, known: Sequence[Trial] = ()) -> None:
+        self._search = search
+        self._rungs: dict[tuple[str, int], Rungs] = {}
+        for trial in known:
+            self.of(trial.config).preload(trial)
+
+    def of(self, config: TrainConfig) -> Rungs:
+        """The rungs of a config's group."""
+        key = (config.detector, config.steps)
+        if key not in self._rungs:
+            self._rungs[key] = Rungs(config.steps, self._search.grace_share, self._search.reduction)
+        return self._rungs[key]
+
+    def by_place(self) -> "RungsOfAll":
+        """A copy in which each score is replaced by the normal quantile of its place."""
+        copy = RungsOfAll(self._search)
+        copy._rungs = {key: rungs.by_place() for key, rungs in self._rungs.items()}
+        return copy

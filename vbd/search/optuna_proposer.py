@@ -16,8 +16,8 @@ import numpy as np
 from vbd.config import TrainConfig
 from vbd.records import Trial
 from vbd.search.dimensions import Dimension, FamilySpace, in_order, is_asked
-from vbd.search.proposals import Proposal, unfinished
-from vbd.search.space import random_draws
+from vbd.search.proposals import Proposal, unfinished, unknown
+from vbd.search.space import in_turn, random_draws
 from vbd.search.trial import ENDED, trial_id_of
 from vbd.search.warm_start import WarmStart
 
@@ -53,35 +53,57 @@ class OptunaProposer:
         self._spaces: dict[str, FamilySpace] = {space.family: space for space in spaces}
         self._study = _study([seed, len(known)])
         self._seed = seed
-        self._family_of = {trial_id_of(trial.config): trial.config.detector for trial in known}
+        inside = [trial for trial in known if self._params(trial.config) is not None]
+        # Trials that count towards the number of trials of this space.
+        self._family_of: dict[str, str] = {trial_id_of(trial.config): trial.config.detector for trial in inside}
+        self.outside = len(known) - len(inside)  # trials of an extended search that Optuna cannot use
+        draws: dict[str, list[TrainConfig]] = {
+            space.family: random_draws(space, space.trials, seed=seed) for space in spaces
+        }
+        self._trials_of = {family: len(configs) for family, configs in draws.items()}  # a small space holds fewer
+        self._most = max(len(inside), sum(self._trials_of.values()))
+        self.planned = [*(trial.config for trial in known), *self._placeholders(draws, known)]
         self._ended: dict[str, Outcome] = {}
         self._asked: dict[str, list[optuna.Trial]] = {}  # draws that wait for an outcome
         self._resumed = deque(unfinished(known))
         is_other = warm is not None and not warm.is_same_dataset
         self._first = deque(config for space in spaces if warm and is_other for config in warm.first(space))
-        self._is_exhausted = False
-        self.total = max(len(self._family_of), sum(space.trials for space in spaces))
-        self.outside = sum(self._params(trial.config) is None for trial in known)  # of what Optuna can be told
         for hint in warm.hints if warm and warm.is_same_dataset else ():
             self._add(hint.config, Outcome(hint.score, hint.share))
         for trial in known:
             if trial.status in ENDED:
                 self.tell(trial)
 
+    def _placeholders(self, draws: Mapping[str, Sequence[TrainConfig]], known: Sequence[Trial]) -> list[TrainConfig]:
+        """As many draws as there are trials to come: of each family what it lacks, at most what all families lack."""
+        counts = Counter(self._family_of.values())
+        lacking = [
+            unknown(configs, known)[: max(0, self._trials_of[family] - counts[family])]
+            for family, configs in draws.items()
+        ]
+        return in_turn(lacking)[: self._most - len(self._family_of)]
+
+    @property
+    def total(self) -> int:
+        """Number of trials at the end of the search, those outside its space included."""
+        return self.outside + self._most
+
     def propose(self) -> Proposal | None:
-        """The next trial: what was cut off, then what a warm start brought, then what is drawn, a quarter at a time."""
+        """The next trial: what was cut off, then what a warm start brought, then what Optuna draws."""
         config = self._resumed.popleft() if self._resumed else self._next()
         if config is None:
             return None
-        self._family_of[trial_id_of(config)] = config.detector
-        if trial_id_of(config) not in self._asked and (params := self._params(config)) is not None:
-            self._asked[trial_id_of(config)] = [self._ask(params)[0]]
+        params = self._params(config)
+        if params is not None:
+            self._family_of[trial_id_of(config)] = config.detector
+            if trial_id_of(config) not in self._asked:
+                self._asked[trial_id_of(config)] = [self._ask(params)[0]]
         return Proposal(config, until=config.steps)
 
     @property
     def is_done(self) -> bool:
         """Whether the number of trials is reached, or the space holds no more."""
-        return not self._resumed and (len(self._family_of) >= self.total or self._is_exhausted)
+        return not self._resumed and len(self._family_of) >= self._most
 
     @property
     def replaced(self) -> Mapping[str, str]:
@@ -91,7 +113,7 @@ class OptunaProposer:
     def tell(self, trial: Trial) -> None:
         """Passes on how a trial ended, once, and to all draws of its config."""
         trial_id = trial_id_of(trial.config)
-        if trial_id in self._ended:
+        if trial_id in self._ended or self._params(trial.config) is None:
             return
         self._family_of[trial_id] = trial.config.detector
         outcome = self._ended[trial_id] = _outcome_of(trial)
@@ -104,8 +126,8 @@ class OptunaProposer:
     # -------------------------------------------------------------------------------------------------------- asking
 
     def _next(self) -> TrainConfig | None:
-        """A config that is not known yet; None when there is none, or when enough are being trained."""
-        if self.is_done or len(self._family_of) - len(self._ended) >= max(1, self.total // 4):
+        """A config that is not known yet; None when there is none."""
+        if self.is_done:
             return None
         while self._first:
             config = self._first.popleft()
@@ -133,13 +155,13 @@ class OptunaProposer:
             for config in random_draws(space, counts[space.family] + 1, seed=self._seed):
                 if trial_id_of(config) not in self._family_of:
                     return config
-        self._is_exhausted, self.total = True, len(self._family_of)
+        self._most = len(self._family_of)  # the space holds no more
         return None
 
     def _owed(self) -> dict[str, Any]:
         """The family that lacks most of the half of its trials that no other may take, if there is one."""
         counts: Counter[str] = Counter(self._family_of.values())
-        owed = {family: -(-space.trials // 2) - counts[family] for family, space in self._spaces.items()}
+        owed = {family: -(-trials // 2) - counts[family] for family, trials in self._trials_of.items()}
         most = max(owed, key=lambda family: owed[family])
         return {"family": most} if owed[most] > 0 else {}
 

@@ -20,9 +20,9 @@ from vbd.phases import rate_at, strength_at, until, with_phase
 from vbd.records import Trial
 from vbd.search.dimensions import Dimension, FamilySpace
 from vbd.search.keeping import best_of_families
-from vbd.search.proposals import Proposal
+from vbd.search.proposals import Proposal, unknown
 from vbd.search.space import draws_per_family, spaces_of
-from vbd.search.trial import trial_id_of
+from vbd.search.trial import ENDED, trial_id_of
 from vbd.storage import stable_hash
 
 # What a child's strength and rate are multiplied by, and how often its strength is drawn from the space instead.
@@ -41,7 +41,11 @@ class Population:
     def __init__(self, search: SearchConfig, known: Sequence[Trial], *, dataset: PreparedDataset | None = None) -> None:
         """`known` are the trials of earlier sessions. Raises InputError for a space that no population can be drawn from."""
         self._families = _families(search, dataset)
-        self.total = sum(family.most_trials for family in self._families)
+        members = [config for family in self._families for config in family.members.values()]
+        self.planned = [*(trial.config for trial in known), *unknown(members, known)]
+        ended = [trial for trial in known if trial.status in ENDED]
+        others = sum(not any(family.has(trial.config) for family in self._families) for trial in ended)
+        self.total = sum(family.most_trials for family in self._families) + others
         lost = {trial_id for family in self._families for trial_id in family.given_up(known)}
         self._trials = {trial.trial_id: _taken_up(trial, is_lost=trial.trial_id in lost) for trial in known}
         self._running: set[str] = set()
@@ -133,6 +137,10 @@ class _Family:
             or (_report_at(trials[trial_id], self.end) is None and trials[trial_id].status not in _GONE)
         ]
 
+    def has(self, config: TrainConfig) -> bool:
+        """Whether a config is one of its first members, or descends from one."""
+        return trial_id_of(until(config, 0)) in self._first
+
     def urgency(self, trial_id: str, trials: Mapping[str, Trial]) -> int:
         """Children first, which need a checkpoint that their parent keeps for this generation; then what was interrupted."""
         if self.start and self.members[trial_id].phase_steps[-1:] == (self.start,):
@@ -141,7 +149,7 @@ class _Family:
 
     def given_up(self, known: Iterable[Trial]) -> set[str]:
         """Of an earlier session's trials, those that others of the family did not wait for: they had died for good."""
-        mine = [trial for trial in known if trial_id_of(until(trial.config, 0)) in self._first]
+        mine = [trial for trial in known if self.has(trial.config)]
         decided = max(map(_decided, mine), default=0)
         came_to = {t.trial_id: max(_last_step(t), *t.config.phase_steps, 0) for t in mine if t.status in _INTERRUPTED}
         return {trial_id for trial_id, step in came_to.items() if any(step < end <= decided for end in self.ends)}

@@ -79,6 +79,11 @@ class SearchProgress(tune.Callback):
             self._say(there, _report_in_words(result, there.config), host=result.get("host", ""), is_report=True)
         self._tell_metrics()
 
+    def add_failed(self, trial: Trial) -> None:
+        """A trial has failed before it was started."""
+        self._trials[trial.trial_id] = trial
+        self._say(trial, f"failed: {trial.reason}")
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial has ended, by itself or stopped."""
         found = self._read(trial)

@@ -27,8 +27,12 @@ class Proposer(Protocol):
     """Decides what is trained next from how trials ended."""
 
     @property
+    def planned(self) -> Sequence[TrainConfig]:
+        """The known trials and those to come, as they stood at the start; a searcher that draws later has placeholders."""
+
+    @property
     def total(self) -> int:
-        """Trials it will propose in all, the known ones included."""
+        """Number of trials at the end of the search, known ones included."""
 
     @property
     def replaced(self) -> Mapping[str, str]:
@@ -49,10 +53,10 @@ class Listed:
     """Proposes a list: of the known trials those that have not ended, then what is not known yet."""
 
     def __init__(self, configs: Iterable[TrainConfig], known: Sequence[Trial] = ()) -> None:
-        there = {trial_id_of(trial.config) for trial in known}
-        new = [config for config in configs if trial_id_of(config) not in there]
+        new = unknown(configs, known)
         self._waiting = deque([*unfinished(known), *new])
-        self.total = len(there) + len(new)
+        self.planned = [*(trial.config for trial in known), *new]
+        self.total = len(self.planned)
 
     def propose(self) -> Proposal | None:
         """The next of the list."""
@@ -83,6 +87,11 @@ class Several:
         self._of_family = {family: proposer for families, proposer in proposers for family in families}
 
     @property
+    def planned(self) -> Sequence[TrainConfig]:
+        """Those of all, in turn."""
+        return in_turn([proposer.planned for proposer in self._proposers])
+
+    @property
     def total(self) -> int:
         """Trials of all of them."""
         return sum(proposer.total for proposer in self._proposers)
@@ -111,6 +120,12 @@ class Several:
         """Only who proposes its family hears of a trial."""
         if proposer := self._of_family.get(trial.config.detector):
             proposer.tell(trial)
+
+
+def unknown(configs: Iterable[TrainConfig], known: Sequence[Trial]) -> list[TrainConfig]:
+    """The configs that no known trial has."""
+    there = {trial_id_of(trial.config) for trial in known}
+    return [config for config in configs if trial_id_of(config) not in there]
 
 
 def unfinished(known: Sequence[Trial]) -> list[TrainConfig]:
@@ -151,27 +166,29 @@ def _optuna(
     """Detectors compete for trials by their scores; a classifier's score is another, so it gets its own trials alone."""
     from vbd.search.optuna_proposer import OptunaProposer
 
-    kinds = [[s for s in spaces if finds_boxes(s.family) == of_boxes] for of_boxes in (True, False)]
+    kinds = {of_boxes: [s for s in spaces if finds_boxes(s.family) == of_boxes] for of_boxes in (True, False)}
     proposers, outside = [], 0
-    for kind in filter(None, kinds):
-        mine = [trial for trial in known if finds_boxes(trial.config.detector) == finds_boxes(kind[0].family)]
+    for of_boxes, kind in kinds.items():
+        if not kind:
+            continue
+        # Trials of a kind that this search has no family of stay on the list: the other kind's proposer counts them.
+        mine = [trial for trial in known if finds_boxes(trial.config.detector) == of_boxes or not kinds[not of_boxes]]
         proposer = OptunaProposer(kind, mine, seed=search.seed, warm=warm and warm.within(kind))
         proposers.append((frozenset(space.family for space in kind), proposer))
         outside += proposer.outside
     if outside:
-        print(f"{outside} of {len(known)} known trials lie outside this space: Optuna is not told of them")
+        print(f"{outside} of {len(known)} known trials lie outside this space: Optuna does not use them")
     return proposers[0][1] if len(proposers) == 1 else Several(proposers)
 
 
 def _random(
     search: SearchConfig, spaces: Sequence[FamilySpace], known: Sequence[Trial], warm: WarmStart | None
 ) -> list[TrainConfig]:
-    """Of each family the best of a warm start and then draws, until with the known ones it has its number of trials."""
-    there = {trial_id_of(trial.config): trial.config.detector for trial in known}
+    """Of each family the best of a warm start and then draws, up to its number of trials, known ones in its space included."""
     per_family = []
     for space, draws in zip(spaces, draws_per_family(search, spaces, None), strict=True):
         wanted = dict.fromkeys([*(warm.first(space) if warm else ()), *draws])
-        new = [config for config in wanted if trial_id_of(config) not in there]
-        left_out = new[max(0, space.trials - list(there.values()).count(space.family)) :]
+        count = sum(space.holds(trial.config) for trial in known)
+        left_out = unknown(wanted, known)[max(0, space.trials - count) :]
         per_family.append([config for config in wanted if config not in left_out])  # known ones keep their places
     return in_turn(per_family)

@@ -41,6 +41,7 @@ class Rate:
     start: float  # from the call to the first step
     source: Literal["measured", "trials", "estimated"] = "measured"
     problem: str = ""
+    is_final: bool = False  # the problem is an error of the training itself, which every trial would meet
 
     @property
     def is_known(self) -> bool:
@@ -56,9 +57,17 @@ def combination_of(config: TrainConfig) -> Combination:
     return Combination(config.detector, config.variant, config.image_size, config.batch_size)
 
 
-def no_rate(problem: str) -> Rate:
+def no_rate(problem: str, *, is_final: bool = False) -> Rate:
     """The rate of what could not be measured."""
-    return Rate(math.nan, math.nan, math.nan, problem=problem)
+    return Rate(math.nan, math.nan, math.nan, problem=problem, is_final=is_final)
+
+
+def final_problem(config: TrainConfig, rates: Rates) -> str:
+    """Why no trial of a config can be trained here, "" when it may: its combination failed, or all of its family did."""
+    mine = combination_of(config)
+    of_family = [rate for one, rate in rates.items() if one.detector == mine.detector]
+    decisive = [rates[mine]] if mine in rates else of_family
+    return decisive[0].problem if decisive and all(rate.is_final for rate in decisive) else ""
 
 
 def attempts_of(trial: Trial) -> list[list[dict[str, Any]]]:
@@ -144,7 +153,7 @@ def rates_to_json(rates: Rates) -> list[dict[str, Any]]:
     """One object for each combination."""
     return [
         {field: getattr(combination, field) for field in ("detector", "variant", "image_size", "batch_size")}
-        | {field: getattr(rate, field) for field in ("step", "validation", "start", "source", "problem")}
+        | {field: getattr(rate, field) for field in ("step", "validation", "start", "source", "problem", "is_final")}
         for combination, rate in sorted(rates.items())
     ]
 
@@ -155,7 +164,9 @@ def rates_from_json(values: Sequence[Mapping[str, Any]]) -> dict[Combination, Ra
     for row in values:
         combination = Combination(row["detector"], row["variant"], row["image_size"], row["batch_size"])
         step, validation, start = (math.nan if row[f] is None else row[f] for f in ("step", "validation", "start"))
-        rates[combination] = Rate(step, validation, start, source=row["source"], problem=row["problem"])
+        rates[combination] = Rate(
+            step, validation, start, source=row["source"], problem=row["problem"], is_final=row.get("is_final", False)
+        )
     return rates
 
 

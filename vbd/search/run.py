@@ -29,11 +29,12 @@ from vbd.search.population import describe_population, describe_schedules
 from vbd.search.progress import Plan, SearchProgress
 from vbd.search.proof import prove, truths_of_fold
 from vbd.search.proposals import Proposer, build_proposer
+from vbd.search.rates import final_problem
 from vbd.search.schedule import build_scheduler
 from vbd.search.settings import run_folder
-from vbd.search.space import describe, draw_configs
-from vbd.search.trial import ENDED, read_trials
-from vbd.search.tuner import Watch, build_tuner, needs_of
+from vbd.search.space import check_micro_batches, describe, draw_configs
+from vbd.search.trial import ENDED, TrialFolder, read_trials, trial_id_of
+from vbd.search.tuner import Watch, ahead_of, build_tuner, needs_of
 from vbd.search.tuning import ProposalSearcher, Workers, run_trial
 from vbd.summary import tell
 
@@ -71,32 +72,19 @@ def _run_search(
     price: float | None,
 ) -> Leaderboard:
     needs = needs_of(search, options)
-    configs, known, claim = _open_run(run, search, dataset, extend=extend)
+    check_micro_batches(search, options, dataset)
+    known, claim = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)
-    session = _Session(run, dataset, options, needs)
-    _tell(run, search, dataset, known)
-    with told_while_waiting(needs.each, needs.selector):
-        record = prepare_forecast(
-            run,
-            search,
-            configs,
-            known,
-            location=dataset.location,
-            options=options,
-            needs=needs,
-            price=price,
-            renew=extend,
-            claim=claim,
-        )
-        plan = Plan(
-            search,
-            configs,
-            total=proposer.total,
-            rates=record.rates,
-            devices=lambda: devices_of(needs),
-            price=price,
-        )
-        searcher, stopped = session.run(search, proposer, known, plan)
+    session = _Session(run, search, dataset, options, needs)
+    searcher, stopped = session.searcher(proposer, known), False
+    _tell(run, search, dataset, known, is_done=proposer.is_done, extend=extend)
+    if proposer.is_done:
+        claim()
+    else:
+        with told_while_waiting(needs.each, needs.selector):
+            plan = session.plan(proposer, known, price=price, renew=extend, claim=claim)
+            stopped = session.run(searcher, known, plan)
+    tell(started=searcher.started)
     owner.check()
     board = read_board(run, search, dataset)
     write_leaderboard(run, board)
@@ -104,7 +92,8 @@ def _run_search(
     print(format_leaderboard(board), flush=True)
     if search.scheduler == "population":
         print(describe_schedules(board.trials), flush=True)
-    print(close_forecast(run, board.trials, price=price), flush=True)
+    if taken := close_forecast(run, board.trials, price=price):
+        print(taken, flush=True)
     if searcher.fault is not None:
         raise searcher.fault
     if stopped:
@@ -118,26 +107,36 @@ def _run_search(
 
 def _open_run(
     run: str, search: SearchConfig, dataset: PreparedDataset, *, extend: bool
-) -> tuple[list[TrainConfig], list[Trial], Callable[[], None]]:
-    """What the search plans, what an earlier session left, and what writes run.json unless it is there.
+) -> tuple[list[Trial], Callable[[], None]]:
+    """The trials of an earlier session, and what writes run.json unless it is there.
 
     Nothing is written here: a search that is refused leaves no folder.
     """
     content = {"search": json.loads(json.dumps(dataclasses.asdict(search))), "dataset": dataset.fingerprint}
     is_new = _check_run_folder(run, content, extend=extend)
+    draw_configs(search, dataset)  # raises InputError for a wrong space
 
     def claim() -> None:
         if is_new:
             storage.write_json(storage.join(run, "run.json"), content | {"data": dataset.location})
 
-    return draw_configs(search, dataset), _known(run, dataset), claim
+    return _known(run, dataset), claim
 
 
-def _tell(run: str, search: SearchConfig, dataset: PreparedDataset, known: Sequence[Trial]) -> None:
+def _tell(
+    run: str, search: SearchConfig, dataset: PreparedDataset, known: Sequence[Trial], *, is_done: bool, extend: bool
+) -> None:
     print(describe(search, dataset), flush=True)
     if search.scheduler == "population":
         print(describe_population(search, dataset), flush=True)
-    if known:
+    if is_done:
+        added = "--extend adds no trial" if extend else "nothing is left to train"
+        print(
+            f"{storage.shown(run)}: {added}: all trials that this search asks for have ended ({len(known)} in all); "
+            "to train more, give more --trials or other values with --extend",
+            flush=True,
+        )
+    elif known:
         ended = sum(trial.status in ENDED for trial in known)
         print(
             f"{storage.shown(run)}: going on with the search; {ended} trials have ended, {len(known) - ended} go on",
@@ -148,20 +147,76 @@ def _tell(run: str, search: SearchConfig, dataset: PreparedDataset, known: Seque
 class _Session:
     """One run of Tune over what is left of a search."""
 
-    def __init__(self, run: str, dataset: PreparedDataset, options: RunOptions, needs: Workers):
-        self._run, self._dataset, self._options, self._needs = run, dataset, options, needs
+    def __init__(
+        self, run: str, search: SearchConfig, dataset: PreparedDataset, options: RunOptions, needs: Workers
+    ) -> None:
+        self._run, self._search, self._dataset, self._options, self._needs = run, search, dataset, options, needs
         self._logs = loggers(run.rpartition("/")[2])
 
-    def run(
-        self, search: SearchConfig, proposer: Proposer, known: Sequence[Trial], plan: Plan
-    ) -> tuple[ProposalSearcher, bool]:
-        """Runs what the proposer proposes; returns who handed it out, and whether SIGTERM has ended it."""
-        run, needs = self._run, self._needs
+    def searcher(self, proposer: Proposer, known: Sequence[Trial]) -> ProposalSearcher:
+        """Passes proposals to Tune; deletes checkpoints that an earlier session should have deleted."""
+        search = self._search
         keeper = Keeper(
-            run, per_family=search.keep_per_family, keep_all=search.keep_all, dataset=self._dataset.fingerprint
+            self._run, per_family=search.keep_per_family, keep_all=search.keep_all, dataset=self._dataset.fingerprint
         )
-        searcher = ProposalSearcher(proposer, run, known, keeper.tell, max_failures=needs.max_failures)
+        return ProposalSearcher(
+            proposer,
+            self._run,
+            known,
+            keeper.tell,
+            max_failures=self._needs.max_failures,
+            ahead=ahead_of(search, self._needs),
+        )
+
+    def plan(
+        self,
+        proposer: Proposer,
+        known: Sequence[Trial],
+        *,
+        price: float | None,
+        renew: bool,
+        claim: Callable[[], None],
+    ) -> Plan:
+        """Prints the forecast; measures for it where the run has none, or it is to be renewed."""
+        needs = self._needs
+        record = prepare_forecast(
+            self._run,
+            self._search,
+            proposer.planned,
+            known,
+            location=self._dataset.location,
+            options=self._options,
+            needs=needs,
+            price=price,
+            renew=renew,
+            claim=claim,
+        )
+        return Plan(
+            self._search,
+            proposer.planned,
+            total=proposer.total,
+            rates=record.rates,
+            devices=lambda: devices_of(needs),
+            price=price,
+        )
+
+    def run(self, searcher: ProposalSearcher, known: Sequence[Trial], plan: Plan) -> bool:
+        """Runs what is proposed; returns whether SIGTERM has ended it."""
+        run, needs = self._run, self._needs
         watch, progress = Watch(searcher), SearchProgress(plan, run, known=known)
+        dataset = self._dataset.fingerprint
+
+        def fail_at_once(config: TrainConfig, number: int) -> Trial | None:
+            problem = final_problem(config, plan.rates)
+            if not problem:
+                return None
+            folder = TrialFolder(run, trial_id_of(config))
+            folder.begin(config, dataset=dataset, number=number)
+            trial = folder.fail(f"{problem} (when it was timed before the search)")
+            progress.add_failed(trial)
+            return trial
+
+        searcher.fail_at_once = fail_at_once
         trainable = tune.with_parameters(
             run_trial,
             location=self._dataset.location,
@@ -173,14 +228,14 @@ class _Session:
             trainable,
             needs,
             searcher=searcher,
-            scheduler=build_scheduler(search, known, on_stop=watch.on_stop),
+            scheduler=build_scheduler(self._search, known, on_stop=watch.on_stop),
             watch=watch,
             callbacks=[progress, *self._logs],
             run=run,
         )
         with _stop_on_sigterm() as stopped, shown(progress):
             fit(tuner, run, fault=lambda: searcher.fault)
-        return searcher, bool(stopped)
+        return bool(stopped)
 
     def close_logs(self) -> None:
         """Where Tune was ended before it came to it."""

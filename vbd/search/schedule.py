@@ -5,10 +5,10 @@ from typing import Any, assert_never
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from vbd.config import SearchConfig, TrainConfig
+from vbd.config import SearchConfig
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.halving import Rungs
+from vbd.search.halving import RungsOfAll
 from vbd.search.trial import trial_id_of
 from vbd.search.tuning import proposal_of
 
@@ -38,23 +38,15 @@ class PerFamilyHalving(FIFOScheduler):
 
     def __init__(self, search: SearchConfig, known: Sequence[Trial], *, on_stop: OnStop):
         super().__init__()
-        self._search, self._on_stop = search, on_stop
-        self._rungs: dict[tuple[str, int], Rungs] = {}
-        for trial in known:
-            self._rungs_of(trial.config).preload(trial)
-
-    def _rungs_of(self, config: TrainConfig) -> Rungs:
-        key = (config.detector, config.steps)
-        if key not in self._rungs:
-            self._rungs[key] = Rungs(config.steps, self._search.grace_share, self._search.reduction)
-        return self._rungs[key]
+        self._on_stop = on_stop
+        self._rungs = RungsOfAll(search, known)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Called by Tune at each report. What a trial says as it fails is no score, and a last step is nothing to save."""
         if "failed" in result or "fault" in result:
             return TrialScheduler.CONTINUE
         config = proposal_of(trial.config)[0].config
-        verdict = self._rungs_of(config).record(trial_id_of(config), result["step"], result[SCORE])
+        verdict = self._rungs.of(config).record(trial_id_of(config), result["step"], result[SCORE])
         if verdict.go_on or result["step"] >= config.steps:
             return TrialScheduler.CONTINUE
         self._on_stop(trial, verdict.reason)

@@ -3,16 +3,17 @@
 import itertools
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 
 import numpy as np
 
 from vbd.augment.balance import epoch_multiple
-from vbd.config import POLICIES, SearchConfig, TrainConfig
+from vbd.config import POLICIES, RunOptions, SearchConfig, TrainConfig
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, read_rows
 from vbd.errors import InputError
+from vbd.microbatches import check_micro_batch
 from vbd.search.dimensions import Dimension, FamilySpace, family_space
 
 LARGEST_GRID = 100_000
@@ -71,6 +72,23 @@ def in_turn(per_family: Iterable[Sequence[TrainConfig]]) -> list[TrainConfig]:
 def block_of(config: TrainConfig) -> tuple[int, int]:
     """What the arms of a comparison share: seed and fold."""
     return config.seed, config.fold
+
+
+def check_micro_batches(search: SearchConfig, options: RunOptions, dataset: PreparedDataset | None = None) -> None:
+    """Raises InputError when some config of the space puts fewer images at a time through its detector than it can train on."""
+    # The fewest images, and the smallest: of each field the value that is worst.
+    worst: dict[str, Callable[..., Any]] = {"batch_size": min, "accumulate": max, "image_size": min, "multi_scale": max}
+    for space in spaces_of(search, dataset):
+        ends = {dimension.name: dimension.ends for dimension in space.dimensions}
+        config = replace(space.base, **{name: pick(ends[name]) for name, pick in worst.items() if name in ends})
+        others = {name: ends.get(name, (getattr(config, name),)) for name in ("variant", "backbone_rate")}
+        for variant, rate in itertools.product(*others.values()):
+            check_micro_batch(
+                replace(config, variant=variant, backbone_rate=rate),
+                workers=search.workers_per_trial,
+                sync_batchnorm=options.sync_batchnorm,
+                where=f"preset {search.preset}",
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------- random

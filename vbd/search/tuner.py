@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
@@ -42,6 +42,7 @@ def build_tuner(
             mode="max",
             scheduler=scheduler,
             search_alg=searcher,
+            # Of several workers: each that waits would have a process of its own.
             max_concurrent_trials=_trials_at_a_time(needs) if needs.number > 1 else None,
             num_samples=-1,  # until the searcher says that there are no more
             reuse_actors=True,
@@ -126,7 +127,16 @@ def _resources(needs: Workers) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle], **where)
 
 
+def ahead_of(search: SearchConfig, needs: Workers) -> Callable[[], float] | None:
+    """How many trials may be pending and running together, asked at each proposal; None: any number.
+
+    Optuna proposes from results, so it proposes no more trials than the cluster has room for or may grow to, and one that
+    is ready when a slot is free.
+    """
+    return (lambda: 1 + _trials_at_a_time(needs)) if search.searcher == "optuna" else None
+
+
 def _trials_at_a_time(needs: Workers) -> int:
-    """How many trials of several workers there may be room for: others would only wait, each with a process of its own."""
+    """Number of trials that the cluster has room for, or may grow to."""
     room = rooms(needs.each, needs.selector)
     return _PENDING if math.isinf(room) else max(1, int(room // needs.number))

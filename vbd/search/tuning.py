@@ -30,6 +30,7 @@ from vbd.search.trial import ENDED, TrialFolder, trial_id_of
 from vbd.training.checkpoint import read_info
 from vbd.training.loop import TrainingError, train
 from vbd.training.memory import forget_peak
+from vbd.training.recurrence import returned
 from vbd.versions import check_versions
 
 T = TypeVar("T")
@@ -71,13 +72,20 @@ class ProposalSearcher(Searcher):
         on_end: Callable[[Trial], object],
         *,
         max_failures: int = 0,
+        ahead: Callable[[], float] | None = None,
     ):
-        """`on_end` is told of each trial that has ended, after the proposer."""
+        """`on_end` is called with each trial that has ended, after the proposer; `ahead` returns how many trials may be
+        pending and running together (default: any number).
+        """
+        # Returns the failed trial of a config, by its number, that cannot be trained here; None of others.
+        self.fail_at_once: Callable[[TrainConfig, int], Trial | None] = lambda config, number: None
         super().__init__(metric=SCORE, mode="max")
         self._proposer, self._run, self._on_end, self._max_failures = proposer, run, on_end, max_failures
         self._replaced = {trial.trial_id for trial in known if trial.status == "stopped"}
         self._numbers = {trial.trial_id: trial.number for trial in known}
+        self._ahead = ahead
         self._running: dict[str, str] = {}  # ours by Tune's
+        self.started = 0  # trials that were handed out
         self._told: dict[str, str] = {}  # the fault that a trial's last report told, by ours
         # What ended a trial, again and again, that lies in its surroundings: a dataset or a store that is gone.
         self.fault: InputError | None = None
@@ -93,13 +101,21 @@ class ProposalSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial, None to be asked again later, or that there will be no more."""
-        proposal = None if self._proposer.is_done else self._proposer.propose()
-        if proposal is None:
-            return Searcher.FINISHED if self._proposer.is_done else None
-        ours = trial_id_of(proposal.config)
-        number = self._numbers.setdefault(ours, max(self._numbers.values(), default=-1) + 1)
-        self._running[trial_id] = ours
-        return {"proposal": dataclasses.asdict(proposal) | {"number": number}}
+        if self._ahead is not None and len(self._running) >= self._ahead():
+            return None
+        while not self._proposer.is_done and self.fault is None:
+            proposal = self._proposer.propose()
+            if proposal is None:
+                return None
+            ours = trial_id_of(proposal.config)
+            number = self._numbers.setdefault(ours, max(self._numbers.values(), default=-1) + 1)
+            if failed := self.reach(functools.partial(self.fail_at_once, proposal.config, number)):
+                self._conclude(failed)
+                continue
+            self.started += 1
+            self._running[trial_id] = ours
+            return {"proposal": dataclasses.asdict(proposal) | {"number": number}}
+        return Searcher.FINISHED
 
     def folder_of(self, config: TrainConfig) -> TrialFolder:
         """The folder of a config's trial."""
@@ -119,8 +135,10 @@ class ProposalSearcher(Searcher):
         if self.fault is not None:
             return  # it counts as running still: a search that is mended goes on with it
         self._running.pop(trial_id, None)
-        if trial is None:
-            return
+        if trial is not None:
+            self._conclude(trial)
+
+    def _conclude(self, trial: Trial) -> None:
         self._proposer.tell(trial)
         self.reach(lambda: self._on_end(trial))
         for loser, why in self._proposer.replaced.items():
@@ -215,8 +233,15 @@ def _run_trial(drawn: dict[str, Any], location: str, run: str, options: RunOptio
         raise  # the store may answer at the next attempt
     except (TrainingError, InputError) as error:
         reason = str(error).splitlines()[0]
-        patiently(lambda: folder.fail(reason), folder)
-        tune.report({SCORE: math.nan, "step": config.steps, "failed": reason})
+    except Exception as error:
+        unexpected = error  # the name of a handler is gone after it, and with it what the lambda refers to
+        reason = patiently(lambda: returned(folder.location, unexpected), folder)
+        if not reason:
+            raise
+    else:
+        return
+    patiently(lambda: folder.fail(reason), folder)
+    tune.report({SCORE: math.nan, "step": config.steps, "failed": reason})
 
 
 class Keeping:

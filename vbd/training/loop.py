@@ -25,6 +25,7 @@ from vbd.data.prepared import PreparedDataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.evaluation.score import numbers_of
+from vbd.microbatches import check_micro_batch, halved, least_images, number_of_parts
 from vbd.models import detector_of
 from vbd.models.weights import describe
 from vbd.records import Batch, Detections, Truth, detections_to_table
@@ -42,8 +43,9 @@ from vbd.training.optimizer import (
     set_learning_rate,
     train_mode,
 )
-from vbd.training.parts import deal, number_of_parts, placed, side_at
+from vbd.training.parts import deal, placed, side_at
 from vbd.training.precision import autocast, back_off, choose_device, gradient_scaler, telling
+from vbd.training.recurrence import step_noted
 from vbd.training.running_mean import RunningMean
 from vbd.training.validation import detect
 
@@ -105,13 +107,15 @@ def train(
         rank=ranks.rank,
         world=ranks.world,
     )
-    for step, batch in enumerate(of_this_run, start=first_step):
-        loss, norm = run.step(step, batch)
-        meter.count(step, loss=loss, norm=norm)
-        meter.tell(learning_rate=learning_rate_at(step, config))
-        done = step + 1
-        if done % config.report_every == 0 or done == last:
-            metrics = _report(run, meter, step, report)
+    step = first_step
+    with step_noted(lambda: step):
+        for step, batch in enumerate(of_this_run, start=first_step):
+            loss, norm = run.step(step, batch)
+            meter.count(step, loss=loss, norm=norm)
+            meter.tell(learning_rate=learning_rate_at(step, config))
+            done = step + 1
+            if done % config.report_every == 0 or done == last:
+                metrics = _report(run, meter, step, report)
     return metrics
 
 
@@ -126,6 +130,7 @@ def _check(config: TrainConfig, options: RunOptions, ranks: Ranks, *, last: int)
         raise InputError(
             f"batch_size {config.batch_size} with sync_batchnorm: want a multiple of the {ranks.world} workers"
         )
+    check_micro_batch(config, workers=ranks.world, sync_batchnorm=options.sync_batchnorm)
 
 
 def _report(run: "TrainingRun", meter: Meter, step: int, report: Report) -> dict[str, Any]:
@@ -170,7 +175,8 @@ class TrainingRun:
             self.detector.backbone.requires_grad_(False)
         frozen = self.detector.backbone if config.backbone_rate == 0 else None
         self.mean = RunningMean(self.detector, decay=config.ema_decay, frozen=frozen) if config.ema_decay else None
-        if options.sync_batchnorm and ranks.world > 1:
+        self._joins_norms = options.sync_batchnorm and ranks.world > 1
+        if self._joins_norms:
             join_batch_norms(self.detector)
         if options.compile:
             self.detector.backbone.compile()
@@ -194,7 +200,13 @@ class TrainingRun:
         """
         set_learning_rate(self.optimizer, learning_rate_at(step, self.config))
         self._before.take()
-        total = self._within_memory(f"step {step}", lambda: self._gradients(step, batch), undo=self._forget)
+        total = self._within_memory(
+            f"step {step}",
+            lambda: self._gradients(step, batch),
+            undo=self._forget,
+            images=len(batch.images),
+            side=side_at(step, self.config),
+        )
         self.scaler.unscale_(self.optimizer)
         largest = nn.utils.clip_grad_norm_(self.weights, self.config.grad_clip)
         loss, norm = torch.stack([total, largest]).tolist()  # the one time in a step that a GPU is waited for
@@ -210,7 +222,7 @@ class TrainingRun:
         torch.manual_seed(stable_hash(f"{self.config.seed}/{step}/{self.ranks.rank}") >> 1)
         side = side_at(step, self.config)
         images = len(batch.images)
-        parts = number_of_parts(images, micro_batch=self.micro_batch, accumulate=self.config.accumulate)
+        parts = number_of_parts(images, micro_batch=self.micro_batch, **self._bounds(side))
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(deal(batch, parts), start=1):
             with self._ranks_joined(number == parts):
@@ -253,8 +265,18 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
         self._before.give_back()
 
-    def _within_memory(self, where: str, attempt: Callable[[], T], *, undo: Callable[[], None]) -> T:
-        """What `attempt` returns, with half of the images at a time, and half of those, for as long as memory runs out."""
+    def _bounds(self, side: int) -> dict[str, int]:
+        """The least number of parts of a step, and the fewest images of `side` pixels in each."""
+        least = least_images(self.config, side=side, joined=self._joins_norms)
+        return {"accumulate": self.config.accumulate, "least": least}
+
+    def _within_memory(
+        self, where: str, attempt: Callable[[], T], *, undo: Callable[[], None], images: int = 0, side: int = 0
+    ) -> T:
+        """What `attempt` returns, with half of the images at a time, and half of those, for as long as memory runs out.
+
+        `images` of `side` pixels are trained on; without them it is a validation.
+        """
         while True:
             try:
                 return attempt()
@@ -264,20 +286,23 @@ class TrainingRun:
             # Not in the handler: with the error goes what was computed until then.
             undo()
             free_memory()
-            self._halve(where)
+            bounds = self._bounds(side) if images else {}
+            self._halve(where, halved(images or self.micro_batch, micro_batch=self.micro_batch, **bounds), bounds)
 
-    def _halve(self, where: str) -> None:
-        if self.micro_batch == 1:
+    def _halve(self, where: str, half: int, bounds: dict[str, int]) -> None:
+        if not half:
+            config, least = self.config, bounds.get("least", 1)
+            images = "one image" if least == 1 else f"{self.micro_batch} images"
+            why = f", and {config.detector} {config.variant} needs {least} at this size" if least > 1 else ""
             raise TrainingError(
-                f"out of memory at {where} with one image at a time; lower image_size or multi_scale, "
+                f"out of memory at {where} with {images} at a time{why}; lower image_size or multi_scale, "
                 "or use a smaller variant"
             )
-        halved = (self.micro_batch + 1) // 2
         if self.ranks.world > 1:  # the others wait for this rank's gradients
-            raise MemoryShort(micro_batch=halved)
+            raise MemoryShort(micro_batch=half)
         if self._say:
-            self._say(f"out of memory at {where} with {self.micro_batch} images at a time; from here on {halved}")
-        self.micro_batch = halved
+            self._say(f"out of memory at {where} with {self.micro_batch} images at a time; from here on {half}")
+        self.micro_batch = half
 
     @property
     def memory(self) -> dict[str, Any]:

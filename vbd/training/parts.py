@@ -9,13 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vbd.config import TrainConfig, size_multiple
+from vbd.microbatches import sides
 from vbd.records import Batch, Target
 from vbd.storage import stable_hash
-
-
-def number_of_parts(images: int, *, micro_batch: int, accumulate: int) -> int:
-    """In how many parts `images` go through the detector: at least `accumulate`, of at most `micro_batch` images each."""
-    return min(images, max(accumulate, -(-images // micro_batch)))
 
 
 def deal(batch: Batch, parts: int) -> list[Batch]:
@@ -32,10 +28,8 @@ def deal(batch: Batch, parts: int) -> list[Batch]:
 
 def side_at(step: int, config: TrainConfig) -> int:
     """Side in pixels of the images of a step: `image_size`, or with `multi_scale` one near it that the detector takes."""
-    multiple, reach = size_multiple(config.detector), config.multi_scale * config.image_size
-    # The small numbers are for 0.1 + 0.2 and its like.
-    smallest = max(1, int(np.ceil((config.image_size - reach) / multiple - 1e-9)))
-    largest = int(np.floor((config.image_size + reach) / multiple + 1e-9))
+    multiple = size_multiple(config.detector)
+    smallest, largest = (side // multiple for side in sides(config))
     rng = np.random.default_rng([config.seed, step, stable_hash("side")])
     return multiple * int(rng.integers(smallest, largest + 1))
 

@@ -11,6 +11,7 @@ from vbd.config import RunOptions, TrainConfig, stage_two, train_config_from
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
 from vbd.errors import InputError
+from vbd.microbatches import check_micro_batch
 from vbd.ownership import others
 from vbd.training.members import read_members
 from vbd.training.settings import Settings, changed, changed_options, config_from_file
@@ -68,6 +69,13 @@ def make_plan(
         if config.batch_size < plan.workers[1]:
             raise InputError(
                 f"--workers {workers}: more than the {config.batch_size} images of a batch of {member}, which they share"
+            )
+        for count in range(plan.workers[0], plan.workers[1] + 1):
+            check_micro_batch(
+                config,
+                workers=count,
+                sync_batchnorm=plan.options.sync_batchnorm,
+                where=f"--workers {workers}: {member}",
             )
         for fold in plan.folds:
             weights = plan.config_of(member, fold).weights

@@ -15,6 +15,7 @@ from vbd.training.best import best_of
 from vbd.training.members import Member, delete_checkpoint, write_members
 from vbd.training.outcome import Outcome, format_outcomes, member_of, summary
 from vbd.training.plan import TrainingPlan, claim_output, run_name
+from vbd.training.recurrence import forget
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -152,9 +153,11 @@ def _fit(plan: TrainingPlan, config: TrainConfig, dataset: PreparedDataset, runs
 
 
 def _make_ready(run: str) -> None:
-    """Removes what would end the next attempt at once: the reason why the last one stopped, which may be mended by now, and
-    Ray's list of checkpoints when it was cut off in the midst of being written; a worker then looks for itself.
+    """Removes what would end the next attempt at once: the reason why the last one stopped and the errors of earlier ones,
+    whose causes may be removed by now, and Ray's list of checkpoints when only a part of it was written; a worker then looks
+    for itself.
     """
+    forget(run)
     storage.delete_file(storage.join(run, "stop.json"))
     snapshot = storage.join(run, "checkpoint_manager_snapshot.json")
     if storage.exists(snapshot):

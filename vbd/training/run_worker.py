@@ -23,6 +23,7 @@ from vbd.records import Batch, Detections
 from vbd.training.best import keep_if_best
 from vbd.training.checkpoint import read_info, whole_checkpoints
 from vbd.training.loop import MemoryShort, Ranks, Report, TrainingError, train
+from vbd.training.recurrence import returned
 from vbd.versions import check_versions
 
 # In the folder of a run: how many images go through a detector at a time since memory ran out, and why the run cannot go on.
@@ -107,11 +108,17 @@ def attempt(
     except StoreError:
         raise  # the store may answer at the next attempt
     except (TrainingError, InputError) as error:
-        if get_context().get_world_size() == 1:
-            return str(error)
-        storage.write_json(storage.join(folder, STOP), {"reason": str(error)})
-        raise AttemptError(str(error)) from None
-    return ""
+        reason = str(error)
+    except Exception as error:
+        reason = returned(folder, error, rank=get_context().get_world_rank())
+        if not reason:
+            raise
+    else:
+        return ""
+    if get_context().get_world_size() > 1:
+        storage.write_json(storage.join(folder, STOP), {"reason": reason})
+        raise AttemptError(reason)
+    return reason
 
 
 def _batches(options: RunOptions) -> Callable[..., Iterable[Batch]]:
