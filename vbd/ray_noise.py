@@ -74,7 +74,7 @@ _filters: list[_Filter] = []
 
 def start_filter() -> None:
     """From now on harmless lines on the standard error of this process are left out; `stop_filter` ends that."""
-    if not _filters:
+    if not _filters and sys.stderr is not None:  # None: started with standard error closed
         _filters.append(_Filter())
 
 
