@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -27,9 +28,9 @@ class Shown:
     lines: list[str]  # what a user can scroll through at the end
 
     @property
-    def text(self) -> str:
-        """The lines, joined where the terminal has wrapped nothing."""
-        return "\n".join(self.lines)
+    def plain(self) -> str:
+        """All that was written, without the commands to the terminal: lines that it wraps are whole."""
+        return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", self.raw).replace("\r\n", "\n")
 
 
 class Terminal:

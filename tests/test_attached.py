@@ -1,6 +1,7 @@
-"""The jobs against a Ray that was started in another directory, with the paths that their user types: relative ones."""
+"""All jobs on a wide terminal, attached to a Ray that was started in another directory, with relative paths."""
 
 import json
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.nodes import ROOT, Nodes
+from tests.terminal import Terminal
 from vbd.connection_local import _LONGEST_SOCKET
 
 pytestmark = pytest.mark.slow
@@ -53,11 +55,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, l
     plain = {name: int(v) if isinstance(v, str) and v.isdigit() else v for name, v in values.items()}
     (folder / "config.json").write_text(json.dumps(plain))
     with Nodes(cpus=2, object_store_memory=200_000_000) as nodes:
-        code = f"from tests.test_attached import _run; _run({COMMANDS!r})"
-        job = nodes.start([sys.executable, "-c", code], cwd=folder)
-        job.end(seconds=900)
+        command = [sys.executable, "-c", f"from tests.test_attached import _run; _run({COMMANDS!r})"]
+        environment = nodes.environment | {"PYTHONPATH": str(ROOT)}
+        with Terminal(command, cwd=folder, env=environment, columns=200, rows=50) as terminal:
+            shown = terminal.finish(timeout=900)
         sockets = [path.name for path in Path(nodes.folder, "ray", "session_latest", "sockets").iterdir()]
-        yield folder, job.output, sockets
+        yield folder, shown.plain, sockets
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[0])
@@ -82,6 +85,11 @@ def test_everything_lies_below_the_folder_of_the_user(ran: tuple[Path, str, list
     for name, weights in (("folds", f"{first}/yolox-1"), ("more", f"{first}/{{fold}}")):
         configs = json.loads((folder / name / "train.json").read_text())["configs"]
         assert configs["yolox-1"]["weights"] == weights
+
+
+def test_the_live_table_says_where_a_trial_runs_on_a_wide_terminal(ran: tuple[Path, str, list[str]]) -> None:
+    _, output, _ = ran
+    assert re.search(r"running +step +loss +score +images/s +where", output)
 
 
 def test_no_socket_of_ray_is_longer_than_was_counted(ran: tuple[Path, str, list[str]]) -> None:
