@@ -4,6 +4,13 @@ BIN := .venv/bin
 STAMP := .venv/installed
 NAME ?= smoke
 
+# Why PYTHON is not usable; empty if it is.
+COMPLAINT = $(shell command -v $(firstword $(PYTHON)) >/dev/null || { \
+	echo "$(PYTHON) is not installed (Debian, Ubuntu: apt-get install python3 python3-venv)"; exit; }; \
+	$(PYTHON) deploy/check_python.py "$(PYTHON)" venv ensurepip 2>/dev/null || echo "$(PYTHON) does not run, or is not Python 3")
+# Ends make with that one line.
+check_python = $(if $(COMPLAINT),$(error $(COMPLAINT); to use another Python: make PYTHON=python3.12))
+
 .PHONY: tune test check audit bench parity browser prometheus clean
 
 tune: $(STAMP)  ## the main job on the embedded synthetic dataset: raw films to a checked submission.csv
@@ -29,6 +36,7 @@ check: $(STAMP)  ## style, format, types
 
 # In an environment of its own: its dependencies are none of ours. --strict, or a package that it cannot look up would pass.
 audit:  ## are weaknesses known of the pinned versions? Asks a public database, so it is no part of `check`
+	$(check_python)
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt || \
@@ -51,7 +59,7 @@ parity: $(STAMP)  ## final scores of our training loop and of each library's own
 	$(BIN)/python benchmarks/parity.py --results parity.jsonl
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 13), "vbd needs Python 3.11 or 3.12; make PYTHON=python3.11"'
+	$(check_python)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# Two packages bring the same module cv2: keep the build that needs no graphics libraries of the system.

@@ -13,6 +13,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
   echo "vbd: what constraints.txt pins is installed"
   exit 0
 fi
+complaint=$(python "$folder/deploy/check_python.py" python)
+[ -z "$complaint" ] || { echo "error: $complaint; choose another image" >&2; exit 2; }
 requirements=$(mktemp)
 trap 'rm -f "$requirements"' EXIT
 python -c '

@@ -14,6 +14,16 @@ def cluster(cloud: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / CLOUDS[cloud]).read_text())
 
 
+def pretend(folder: Path, version: tuple[int, int]) -> Path:
+    """A program that runs a Python file with its arguments as that version of Python would."""
+    program = folder / "pretend.py"
+    program.write_text(
+        f"import runpy, sys\nsys.version_info = {(*version, 0)}\nsys.argv.pop(0)\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    return program
+
+
 def documents(name: str) -> list[dict[str, Any]]:
     """What `kubectl apply` reads."""
     return list(yaml.safe_load_all((ROOT / "deploy" / "kuberay" / name).read_text()))

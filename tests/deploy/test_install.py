@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.files import ROOT
+from tests.deploy.files import ROOT, pretend
 
 PIP = """#!/usr/bin/env bash
 { echo "pip $*"; for word in "$@"; do case $word in */tmp.*) sed 's/^/  /' "$word";; esac; done; } >> "$HOME/asked"
@@ -22,7 +22,7 @@ def node(tmp_path: Path) -> Path:
     """A home, which has the files that cluster.yaml puts on a node in `vbd`, and a pip in `bin`."""
     folder = tmp_path / "vbd"
     (folder / "deploy").mkdir(parents=True)
-    for name in ("constraints.txt", "pyproject.toml", "deploy/install.sh"):
+    for name in ("constraints.txt", "pyproject.toml", "deploy/install.sh", "deploy/check_python.py"):
         shutil.copy(ROOT / name, folder / name)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
@@ -33,15 +33,21 @@ def node(tmp_path: Path) -> Path:
 
 
 def _install(node: Path, **environment: str) -> tuple[int, list[str]]:
-    """Exit code, and the lines that tell what was asked of pip."""
+    """Exit code, and the commands that pip and sudo were started with."""
+    return _run(node, **environment)[:2]
+
+
+def _run(node: Path, **environment: str) -> tuple[int, list[str], str]:
+    """The same, and what was printed on stderr."""
     (node / "asked").write_text("")
     done = subprocess.run(
         ["bash", str(node / "vbd/deploy/install.sh"), str(node / "vbd")],
         env=os.environ | {"HOME": str(node), "PATH": f"{node}/bin:{os.environ['PATH']}"} | environment,
         capture_output=True,
+        text=True,
         check=False,
     )
-    return done.returncode, (node / "asked").read_text().splitlines()
+    return done.returncode, (node / "asked").read_text().splitlines(), done.stderr
 
 
 def test_a_node_installs_what_the_project_depends_on_in_the_tested_versions(node: Path) -> None:
@@ -92,7 +98,20 @@ def test_a_token_of_another_user_is_handed_to_that_of_the_container(node: Path) 
     assert _install(node) == (0, [f"sudo chown 0 {token}"])
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml", "deploy/install.sh", "vbd", "jobs"])
+def test_an_image_with_another_python_is_refused_in_one_line(node: Path) -> None:
+    wrapper = f'#!/usr/bin/env bash\nexec {sys.executable} {pretend(node, (3, 10))} "$@"\n'
+    (node / "bin" / "python").unlink()
+    (node / "bin" / "python").write_text(wrapper)
+    (node / "bin" / "python").chmod(0o755)
+    code, asked, errors = _run(node)
+    assert (code, asked) == (2, [])
+    assert errors == "error: python is Python 3.10, and vbd needs Python 3.11 to 3.14; choose another image\n"
+
+
+IN_THE_IMAGE = ("constraints.txt", "pyproject.toml", "deploy/install.sh", "deploy/check_python.py", "vbd", "jobs")
+
+
+@pytest.mark.parametrize("name", IN_THE_IMAGE)
 def test_the_image_is_built_of_files_that_are_there(name: str) -> None:
     copied = [
         line.split()[2:-1] for line in (ROOT / "deploy/Dockerfile").read_text().splitlines() if line.startswith("COPY")
