@@ -16,7 +16,7 @@ LEVELS = (
     (
         *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
         *("fusing", "suppression", "drawing", "outputs", "credentials", "cluster", "placement", "versions"),
-        *("deletion", "ownership", "connection", "commands", "interpreter", "ray_noise"),
+        *("deletion", "ownership", "connection", "commands", "interpreter", "ray_noise", "caches"),
     ),
     (
         *("augment", "evaluation", "submission"),

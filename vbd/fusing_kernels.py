@@ -4,24 +4,16 @@ All take boxes (n, 4) and scores (n,) as they stand, `order` (k,) the rows that 
 where each group begins in `order`, and `thresholds` (groups,) of overlap.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from vbd.caches import compiled
 
 # Runs of so many rows are sorted by insertion, and longer ones merged of such.
 _RUN = 16
 
 
-def _compiled(function: _Function) -> _Function:
-    return numba.njit(cache=True, error_model="numpy")(function)
-
-
-@_compiled
+@compiled
 def _iou(first: NDArray, second: NDArray) -> float:
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
@@ -36,7 +28,7 @@ def _iou(first: NDArray, second: NDArray) -> float:
 # ----------------------------------------------------------------------------------------------------------- sorting
 
 
-@_compiled
+@compiled
 def usable(boxes: NDArray, scores: NDArray) -> NDArray:
     """Whether each box is finite, has an area and a finite score: (n,)."""
     result = np.empty(len(scores), np.bool_)
@@ -47,7 +39,7 @@ def usable(boxes: NDArray, scores: NDArray) -> NDArray:
     return result
 
 
-@_compiled
+@compiled
 def sort_groups(
     boxes: NDArray, scores: NDArray, models: NDArray, keys: NDArray, keep: NDArray, num_keys: int
 ) -> tuple[NDArray, NDArray]:
@@ -77,7 +69,7 @@ def sort_groups(
     return order, starts[: groups + 1]
 
 
-@_compiled
+@compiled
 def _sort(
     order: NDArray, spare: NDArray, start: int, end: int, boxes: NDArray, scores: NDArray, models: NDArray
 ) -> None:
@@ -102,7 +94,7 @@ def _sort(
         size *= 2
 
 
-@_compiled
+@compiled
 def _merge(
     order: NDArray,
     spare: NDArray,
@@ -124,7 +116,7 @@ def _merge(
             right += 1
 
 
-@_compiled
+@compiled
 def _precedes(row: int, other: int, boxes: NDArray, scores: NDArray, models: NDArray) -> bool:
     if scores[row] != scores[other]:
         return bool(scores[row] > scores[other])
@@ -139,7 +131,7 @@ def _precedes(row: int, other: int, boxes: NDArray, scores: NDArray, models: NDA
 # ----------------------------------------------------------------------------------------------- weighted box fusion
 
 
-@_compiled
+@compiled
 def cluster(
     boxes: NDArray,
     scores: NDArray,
@@ -188,7 +180,7 @@ def cluster(
     return fused[:used], sums[:used], first_rows[:used], cluster_of_row
 
 
-@_compiled
+@compiled
 def _longest(starts: NDArray) -> int:
     longest = 0
     for g in range(len(starts) - 1):
@@ -196,7 +188,7 @@ def _longest(starts: NDArray) -> int:
     return longest
 
 
-@_compiled
+@compiled
 def _most_overlapping(others: NDArray, start: int, end: int, box: NDArray, threshold: float) -> int:
     """Which of others[start:end] the box overlaps most, the earliest of equals; -1 when none by more than the threshold."""
     best, best_iou = -1, threshold
@@ -210,7 +202,7 @@ def _most_overlapping(others: NDArray, start: int, end: int, box: NDArray, thres
 # ------------------------------------------------------------------------------------------------- the other rules
 
 
-@_compiled
+@compiled
 def found(
     boxes: NDArray, scores: NDArray, order: NDArray, starts: NDArray, thresholds: NDArray
 ) -> tuple[NDArray, NDArray, NDArray]:
@@ -245,7 +237,7 @@ def found(
     return moment[:used], first_rows[:used], group_of_row
 
 
-@_compiled
+@compiled
 def soften(
     boxes: NDArray, scores: NDArray, order: NDArray, starts: NDArray, thresholds: NDArray, sigma: float
 ) -> NDArray:
@@ -272,7 +264,7 @@ def soften(
     return decayed
 
 
-@_compiled
+@compiled
 def link(boxes: NDArray, order: NDArray, starts: NDArray, threshold: float) -> tuple[NDArray, NDArray]:
     """Each row's connected component (k,), counted from 0, and the first row of each (m,)."""
     n = len(order)

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -110,3 +111,17 @@ def test_a_row_is_what_the_shards_hold(dataset: PreparedDataset) -> None:
             assert row[name].tolist() == wanted[name]  # type: ignore[literal-required]
             row[name][...] = 0  # type: ignore[literal-required]  # a copy of the caller's own
         assert images[index]["labels"].tolist() == wanted["labels"]
+
+
+def test_the_copy_is_kept_below_the_home_or_in_a_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VBD_CACHE")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert dataset_cache.cache_folder() == tmp_path / "home" / ".cache" / "vbd"
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert dataset_cache.cache_folder() == tmp_path / f"vbd-{os.geteuid()}" / "datasets"
+    (tmp_path / f"vbd-{os.geteuid()}").chmod(0o755)
+    with pytest.raises(InputError, match=r"^~/\.cache/vbd: neither this folder .* set VBD_CACHE to a folder that"):
+        dataset_cache.cache_folder()

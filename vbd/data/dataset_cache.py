@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vbd.boxes import Boxes
+from vbd.caches import private_folder, writable_folder
 from vbd.data.images import decode_image
 from vbd.data.images_containers import ImageError
 from vbd.data.prepared import PreparedDataset, iter_shards
@@ -27,8 +28,16 @@ _COLUMNS = ("image_id", "fold", "image", "original_hw", "boxes", "labels", "read
 
 
 def cache_folder() -> Path:
-    """Where a node keeps its copies of datasets: `VBD_CACHE`, or `~/.cache/vbd`."""
-    return Path(os.environ.get("VBD_CACHE", "~/.cache/vbd")).expanduser()
+    """Where a node keeps its copies of datasets: `VBD_CACHE`, or `~/.cache/vbd`, or, in a read-only home, a temporary folder."""
+    if chosen := os.environ.get("VBD_CACHE"):
+        return Path(chosen).expanduser()
+    folder = writable_folder("~/.cache/vbd") or private_folder("datasets")
+    if folder is None:
+        raise InputError(
+            "~/.cache/vbd: neither this folder nor the temporary folder can be written to; set VBD_CACHE to a folder that "
+            "can keep a copy of the dataset"
+        )
+    return folder
 
 
 def cache_rows(dataset: PreparedDataset) -> Path:

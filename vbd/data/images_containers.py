@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.caches import compiled
 from vbd.errors import InputError
 
 # Five times the largest film of the competition (3408 x 3320).
@@ -155,9 +156,7 @@ def run_lengths(frame: bytes) -> list[int]:
 
 @functools.cache
 def _unpacked() -> Callable[[NDArray[np.uint8]], int]:
-    import numba  # 0.4 s: kept out of --help
-
-    return numba.njit(cache=True)(_unpacked_length)
+    return compiled(_unpacked_length, error_model="python")
 
 
 def _unpacked_length(packed: NDArray[np.uint8]) -> int:

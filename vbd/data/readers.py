@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.boxes import has_area
+from vbd.caches import compiled
 from vbd.config import ReaderFusion
 from vbd.errors import InputError
 from vbd.fusing import Fused, group_starts, weighted_box_fusion
@@ -148,9 +149,7 @@ def _codes(column: "pd.Series") -> tuple[NDArray[np.int64], NDArray[np.object_]]
 
 @functools.cache
 def _kernel() -> Callable:
-    import numba  # 0.4 s: kept out of --help
-
-    return numba.njit(cache=True)(_agreements)
+    return compiled(_agreements, error_model="python")
 
 
 def _agreements(

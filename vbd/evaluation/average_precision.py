@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.caches import compiled
 from vbd.evaluation.matching import (
     CLASSES,
     NUM_CLASSES,
@@ -142,9 +143,7 @@ def mean_over_known(values: NDArray) -> float:
 
 @functools.cache
 def _ap_kernel() -> Callable:
-    import numba  # 0.4 s: kept out of --help
-
-    return numba.njit(cache=True, error_model="numpy")(_all_point)
+    return compiled(_all_point)
 
 
 def _all_point(hits: NDArray, images: NDArray, starts: NDArray, positives: NDArray, weights: NDArray) -> NDArray:

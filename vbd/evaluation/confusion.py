@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.caches import compiled
 from vbd.evaluation.matching import flatten
 from vbd.labels import CLASS_NAMES, NO_FINDING, NUM_FINDINGS
 from vbd.records import Detections, Truth
@@ -65,9 +66,7 @@ def confusion(
 
 @functools.cache
 def _kernel() -> Callable:
-    import numba  # 0.4 s: kept out of --help
-
-    return numba.njit(cache=True, error_model="numpy")(_take)
+    return compiled(_take)
 
 
 def _take(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.caches import compiled
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, NO_FINDING_BOX, NUM_FINDINGS, name_of
 from vbd.records import Detections, Truth
@@ -236,20 +237,14 @@ def _check(flat: FlatBoxes, num_findings: int, truths: Sequence[Truth], what: st
 # ---------------------------------------------------------------------------------------------------------- compiled
 
 
-def _compiled(function: Callable) -> Callable:
-    import numba  # 0.4 s: kept out of --help
-
-    return numba.njit(cache=True, error_model="numpy")(function)
-
-
 @functools.cache
 def _rank_kernel() -> Callable:
-    return _compiled(_rank)
+    return compiled(_rank)
 
 
 @functools.cache
 def _judge_kernel() -> Callable:
-    return _compiled(_judge)
+    return compiled(_judge)
 
 
 def _rank(keys: NDArray, labels: NDArray) -> NDArray:
