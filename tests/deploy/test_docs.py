@@ -5,7 +5,6 @@ import runpy
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -84,8 +83,3 @@ def test_pictures_are_small_and_all_are_shown() -> None:
         assert f"(images/{picture.name})" in TEXT
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.stat().st_size < 150_000
-
-
-@pytest.mark.parametrize("name", ["/tests/", "/benchmarks/", "/docs/", "/data/", "/runs/", ".git/", ".venv/", "*.pem"])
-def test_what_a_job_does_not_need_stays_at_home(name: str) -> None:
-    assert name in Path(ROOT / ".rayignore").read_text().splitlines()
