@@ -120,7 +120,7 @@ def test_a_submitted_job_needs_its_nodes_installed(
     assert "(missing: tyro); install the packages on every node with deploy/install.sh" in _said(monkeypatch, capsys)
 
 
-@pytest.mark.parametrize("version", [(3, 10, 9), (3, 13, 0)])
+@pytest.mark.parametrize("version", [(3, 10, 9), (3, 15, 0)])
 def test_another_version_of_python_is_named(
     version: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +129,7 @@ def test_another_version_of_python_is_named(
     monkeypatch.setattr(sys, "prefix", "/usr")
     monkeypatch.setattr(interpreter, "ROOT", tmp_path)
     said = _said(monkeypatch, capsys)
-    problem = f"error: vbd needs Python 3.11 or 3.12, and {sys.executable} is 3.{version[1]}"
+    problem = f"error: vbd needs Python 3.11 to 3.14, and {sys.executable} is 3.{version[1]}"
     assert said.startswith(f"{problem}; run once: make PYTHON=python3.11 -C {tmp_path} .venv/installed; then use: ")
 
 

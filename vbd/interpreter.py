@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vbd.commands import ROOT, is_submitted, job_command
 
-PYTHONS = ((3, 11), (3, 12))
+PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 # What the jobs import, now or later: the modules of the dependencies in pyproject.toml.
 MODULES = (
     *("PIL", "cv2", "effdet", "hotcoco", "libjpeg", "numba", "numpy", "openjpeg", "optuna"),
@@ -25,7 +25,7 @@ def check(*missing: str) -> None:
     `missing` are modules that the caller did not find.
     """
     missing = (*missing, *(name for name in MODULES if find_spec(name) is None))
-    supported = " or ".join(f"{major}.{minor}" for major, minor in PYTHONS)
+    supported = " to ".join(f"{major}.{minor}" for major, minor in (PYTHONS[0], PYTHONS[-1]))
     is_supported = sys.version_info[:2] in PYTHONS
     if is_supported and not missing:
         return
