@@ -13,6 +13,7 @@ from vbd import storage
 from vbd.drawing import png
 from vbd.errors import InputError
 from vbd.outputs import FOLDER_MARK, Kind, check_outputs
+from vbd.ownership import OWNER
 from vbd.reports.page import render_page
 
 PAGE = render_page("title", [], synthetic=True).encode()
@@ -59,6 +60,8 @@ def test_an_earlier_output_is_replaced_and_any_other_file_is_not(
 
 def test_a_folder_of_other_files_is_not_filled(tmp_path: Path) -> None:
     check_outputs({"--to": (str(tmp_path), "pictures")})
+    (tmp_path / OWNER).touch()  # of a job that was killed before it wrote anything else
+    check_outputs({"--to": (str(tmp_path), "predictions")})
     (tmp_path / "film.png").write_bytes(b"film")
     check_outputs({"--to": (str(tmp_path), "folder")})  # such a job looks for itself
     for kind in ("pictures", "predictions"):

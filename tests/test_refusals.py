@@ -20,10 +20,10 @@ TUNE = ("search", "--data", "{data}", "--storage", "{here}/runs")
 EVALUATE = ("--predictions", "{here}/mine.csv", "--data", "{data}")
 
 
-def _state(*folders: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file and folder."""
-    found = [path for folder in folders for path in [folder, *folder.rglob("*")]]
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+def _state(*folders: Path) -> dict[str, tuple[int, int] | None]:
+    """Every folder, and every file with its size and time."""
+    paths = [path for folder in folders for path in [folder, *folder.rglob("*")]]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in paths}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("job", "flags", "told"),
     [
         ("sample", ("--output", "mine", "--images", "2"), "mine: not empty"),
-        ("sample", ("--output", "mine.csv", "--images", "2"), "--output mine.csv: is a file, want a folder"),
+        ("sample", ("--output", "mine.csv", "--images", "2"), "mine.csv: is a file, want a folder"),
         ("sample", ("--output", "new", "--images", "0"), "images is 0"),
         ("prepare", ("--source", "{data}", "--output", "{data}"), "--source reads it"),
         ("prepare", ("--source", "{raw}", "--output", "mine"), "holds other files and no dataset of ours"),

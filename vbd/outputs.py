@@ -13,6 +13,7 @@ from typing import Literal
 
 from vbd import storage
 from vbd.errors import InputError, StoreError
+from vbd.ownership import OWNER
 
 Kind = Literal["page", "picture", "scores", "examination", "coco", "submission", "folder", "predictions", "pictures"]
 
@@ -97,7 +98,7 @@ def _check_replaced(flag: str, location: str, kind: Kind) -> None:
     if kind not in _SUFFIXES:
         if not storage.is_folder(location):
             raise InputError(f"{flag} {location}: is a file, want a folder; choose another place")
-        mark, names = _MARKED_BY.get(kind), storage.list_names(location)
+        mark, names = _MARKED_BY.get(kind), [name for name in storage.list_names(location) if name != OWNER]
         if mark and names and mark not in names:
             raise InputError(
                 f"{flag} {location}: holds other files, such as {names[0]}; choose an empty or a new folder"

@@ -55,6 +55,10 @@ class Augmentation:
     copies: int | None  # of each abnormal image, itself included; None is the policy's own number
     seed: int
 
+    def pictures(self, labels: Sequence[int]) -> int:
+        """How many pictures become of an image; that many may be far too many to list."""
+        return self.copies if self.copies and len(labels) else len(self.transforms(labels))
+
     def transforms(self, labels: Sequence[int]) -> tuple[TransformName | None, ...]:
         """What becomes of an image, picture by picture; None is a draw of the policy."""
         if not len(labels) or self.policy == "A":
@@ -161,7 +165,7 @@ def materialise(
     with own(output, "prepare") as owner:
         stale = _stale(tasks, output)
         waiting = {image_id for task in stale for image_id in json.loads(task["image_ids"])}
-        pictures = sum(len(augmentation.transforms(row["labels"])) for row in train if row["image_id"] in waiting)
+        pictures = sum(augmentation.pictures(row["labels"]) for row in train if row["image_id"] in waiting)
         storage.need_space(output, bytes_of_images(pictures, dataset.options))
         options = {"location": dataset.location, "output": storage.absolute(output), "augmentation": augmentation}
         if stale:
