@@ -24,7 +24,6 @@ COMMANDS = [
     "eda --data data --output pages/eda.html --picture pages/one.png",
     "tune search --data data --storage runs --name first --device cpu --families yolox --trials 1 --steps 4 " + _SET,
     "train --config config.json --data data --output folds --folds 0 --set steps=4",
-    "train --data data --output more --weights runs/first/best/{fold} --folds 1 --set steps=4 " + _SET,
     "predict --images films/test --checkpoint runs/first/best/yolox-1 --output found --coco found/coco.json --overlay drawn",
     "ensemble --run runs/first --data data --output sent/submission.csv --html pages/ensemble.html --replicates 20",
     "evaluate --predictions sent/submission.csv --data data --json scores.json --html pages/scores.html --replicates 0",
@@ -37,8 +36,6 @@ def _run(commands: list[str]) -> None:
     """Runs jobs one after the other, and prints the exit code of each."""
     for command in commands:
         job, *flags = command.split()
-        if "{fold}" in command:  # the fold's own weights
-            Path("runs/first/best/1").symlink_to("yolox-1")
         sys.argv = [f"jobs/{job}.py", *flags]
         try:
             runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
@@ -73,7 +70,7 @@ def test_everything_lies_below_the_folder_of_the_user(ran: tuple[Path, str, list
     folder, output, _ = ran
     wanted = [
         *("films/train.csv", "data/dataset.json", "pages/eda.html", "pages/one.png", "runs/first/submission.csv"),
-        *("folds/manifest.json", "more/manifest.json", "found/detections.parquet", "found/coco.json", "drawn"),
+        *("folds/manifest.json", "found/detections.parquet", "found/coco.json", "drawn"),
         *("sent/submission.csv", "pages/ensemble.html", "scores.json", "pages/scores.html", "pages/report.html"),
     ]
     assert [name for name in wanted if not (folder / name).exists()] == []
@@ -81,10 +78,8 @@ def test_everything_lies_below_the_folder_of_the_user(ran: tuple[Path, str, list
     assert "submission   sent/submission.csv (checked)\n" in output
     assert "films: 24 train" in output
     assert f'"output": "{folder}/found"' in output
-    first = f"{folder}/runs/first/best"
-    for name, weights in (("folds", f"{first}/yolox-1"), ("more", f"{first}/{{fold}}")):
-        configs = json.loads((folder / name / "train.json").read_text())["configs"]
-        assert configs["yolox-1"]["weights"] == weights
+    configs = json.loads((folder / "folds" / "train.json").read_text())["configs"]
+    assert configs["yolox-1"]["weights"] == f"{folder}/runs/first/best/yolox-1"
 
 
 def test_the_live_table_says_where_a_trial_runs_on_a_wide_terminal(ran: tuple[Path, str, list[str]]) -> None:

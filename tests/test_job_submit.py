@@ -1,7 +1,6 @@
 """`ray job submit` against a real head, as a user would run it."""
 
 import json
-import shlex
 import subprocess
 import time
 import urllib.request
@@ -72,7 +71,7 @@ def test_a_variable_of_the_runtime_environment_reaches_driver_and_workers(head: 
         "print('driver', read(), 'worker', ray.get(ray.remote(read).remote()))"
     )
     flags = ("--runtime-env-json", json.dumps({"env_vars": {"RAY_SCHEDULER_EVENTS": "1"}}))
-    done = _submit(head, "python", "-c", shlex.quote(code), name="variable", flags=flags)
+    done = _submit(head, "python", "-c", code, name="variable", flags=flags)
     assert "driver 1 worker 1\n" in done.stdout, done.stdout
 
 
