@@ -53,6 +53,9 @@ def test_what_lies_in_the_surroundings_is_tried_again(tmp_path: Path) -> None:
         for _ in range(3):
             assert _ends(tmp_path, 1, error) == ""
     assert not is_repeatable(SystemExit(1))
+    replaced = RuntimeError("release unlocked lock")  # by which a lock replaces the exception that ends a process
+    replaced.__context__ = SystemExit(1)
+    assert not is_repeatable(replaced)
 
 
 def test_errors_of_an_earlier_session_are_forgotten(tmp_path: Path) -> None:

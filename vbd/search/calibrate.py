@@ -14,7 +14,6 @@ from vbd.cluster import look
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.dataset import training_batches
 from vbd.data.prepared import open_dataset
-from vbd.errors import InputError
 from vbd.microbatches import least_images, sides
 from vbd.placement import remote_args
 from vbd.records import Trial
@@ -162,7 +161,7 @@ def _rate(done: Any) -> Rate:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, VersionsError):
             raise error.cause from None
-        if is_repeatable(error.cause) and not isinstance(error.cause, InputError | TrainingError):
+        if is_repeatable(error.cause) and not isinstance(error.cause, TrainingError):
             return no_rate(in_brief(error.cause), is_final=True)
         return no_rate((str(error.cause).splitlines() or [type(error.cause).__name__])[0])
     except ray.exceptions.OutOfMemoryError:

@@ -76,16 +76,17 @@ def _run_search(
     known, claim = _open_run(run, search, dataset, extend=extend)
     proposer = build_proposer(search, dataset, known)
     session = _Session(run, search, dataset, options, needs)
-    searcher, stopped = session.searcher(proposer, known), False
     _tell(run, search, dataset, known, is_done=proposer.is_done, extend=extend)
     if proposer.is_done:
         claim()
+        searcher, stopped = session.searcher(proposer, known), False
     else:
         with told_while_waiting(needs.each, needs.selector):
             plan = session.plan(proposer, known, price=price, renew=extend, claim=claim)
+            searcher = session.searcher(proposer, known)  # which deletes files: after `claim`
             stopped = session.run(searcher, known, plan)
-    tell(started=searcher.started)
     owner.check()
+    tell(started=searcher.started)
     board = read_board(run, search, dataset)
     write_leaderboard(run, board)
     _sum_up(run, board)

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from vbd import storage
+from vbd.errors import InputError, interruption_within
 
 _AT_STEP = "at training step "
 # Libraries of torch.distributed that raise a plain RuntimeError when another worker is gone.
@@ -26,7 +27,9 @@ def step_noted(step: Callable[[], int]) -> Iterator[None]:
 
 def is_repeatable(error: BaseException) -> bool:
     """Whether an unexpected error comes from the training itself, and not from the store, the network, memory or Ray."""
-    if isinstance(error, OSError | MemoryError) or type(error).__module__.split(".")[0] == "ray":
+    if isinstance(error, InputError | OSError | MemoryError) or type(error).__module__.split(".")[0] == "ray":
+        return False
+    if interruption_within(error):  # a library wraps the exception by which Ray ends a process
         return False
     is_collective = "Dist" in type(error).__name__ or any(name in str(error).lower() for name in _COLLECTIVES)
     return isinstance(error, Exception) and not is_collective
