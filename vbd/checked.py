@@ -26,7 +26,11 @@ T = TypeVar("T")
 _WANTED = {
     **{"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "a text"},
     **{"list_type": "a list", "tuple_type": "a list", "dict_type": "an object", "dataclass_type": "an object"},
-    **{"finite_number": "a finite number", "unexpected_keyword_argument": "no such field", "int_parsing": "a whole number"},
+    **{
+        "finite_number": "a finite number",
+        "unexpected_keyword_argument": "no such field",
+        "int_parsing": "a whole number",
+    },
 }
 
 
@@ -49,6 +53,28 @@ class Rule:
         return core_schema.no_info_after_validator_function(check, handler(kind))
 
 
+@dataclass(frozen=True)
+class Fields:
+    """Marks a dict of which the fields in `known`, where it has them, are of these types, and all others of the type `other`."""
+
+    known: Mapping[str, Any]
+    other: Any
+
+    def __get_pydantic_core_schema__(self, _kind: Any, handler: Any) -> Any:
+        """Returns the schema of such a dict."""
+        from pydantic_core import core_schema
+
+        fields = {
+            name: core_schema.typed_dict_field(handler.generate_schema(hint), required=False)
+            for name, hint in self.known.items()
+        }
+        others = handler.generate_schema(self.other)
+        return core_schema.typed_dict_schema(fields, extras_schema=others, extra_behavior="allow")
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
 class NanForNull:
     """Marks a number that JSON holds as null when it is NaN."""
 
@@ -58,7 +84,9 @@ class NanForNull:
         from pydantic_core import core_schema
 
         nullable = core_schema.nullable_schema(handler(kind))
-        return core_schema.no_info_after_validator_function(lambda value: math.nan if value is None else value, nullable)
+        return core_schema.no_info_after_validator_function(
+            lambda value: math.nan if value is None else value, nullable
+        )
 
 
 def between(low: float, high: float, *, above: bool = False, below: bool = False) -> Rule:
@@ -74,6 +102,16 @@ def between(low: float, high: float, *, above: bool = False, below: bool = False
     return Rule(wanted, holds)
 
 
+def null_or_between(low: float, high: float) -> Rule:
+    """A rule for a value that is null, or a whole or other number from `low` to `high`; the value stays as it is."""
+    return Rule(
+        f"null, or {low} to {high}",
+        lambda value: (
+            value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high)
+        ),
+    )
+
+
 def _is_finite(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_finite, value.values()))
@@ -82,13 +120,20 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-# A file's or folder's name: joined to a folder, it never leads out of it.
+def _is_below(path: str) -> bool:
+    return not path or all(map(storage.is_safe_id, path.split("/")))
+
+
+# A file's or folder's name: joined to a folder, it never leads out of it. The same for a path of several names, or of none.
 SafeName = Annotated[str, Rule("a name of ASCII letters, digits and . _ -", storage.is_safe_id)]
+PathBelow = Annotated[str, Rule("a path below this folder, of names of ASCII letters, digits and . _ -", _is_below)]
 Count = Annotated[int, between(0, 2**53)]
 Size = Annotated[int, between(1, 2**53)]
 Number = Annotated[float, between(-1e15, 1e15)]
 Seconds = Annotated[float, between(0, 1e12)]
 Share = Annotated[float, between(0, 1)]
+# NaN where there is nothing to score.
+Score = Annotated[float, between(0, 1), NanForNull()]
 # Any JSON value; nothing depends on its form.
 Free = Annotated[Any, Rule("finite numbers", _is_finite)]
 
@@ -109,16 +154,16 @@ def parse(data: bytes, kind: type[T], *, where: str, schema: int | None = None, 
     try:
         content = from_json(data, allow_inf_nan=False)
     except ValueError as error:
-        raise InputError(f"{where}: not valid JSON ({shortened_path(str(error))}); {_restore(again)}") from None
+        raise wrong(where, f"not valid JSON ({shortened_path(str(error))})", again=again) from None
     if not isinstance(content, dict):
-        held = type(content).__name__
-        raise InputError(f"{where}: holds a JSON {held}, want an object; {_restore(again)}")
+        raise wrong(where, f"holds a JSON {type(content).__name__}, want an object", again=again)
     if schema is not None and content.get("schema") != schema:
         raise InputError(f"{where}: schema {shortened(content.get('schema'))}, want {schema}; {again}")
     try:
-        return _adapter(kind).validate_json(data, strict=True)
+        found: T = _adapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
-        raise InputError(f"{where}: {_problem(error)}; {_restore(again)}") from None
+        raise wrong(where, _problem(error), again=again) from None
+    return found
 
 
 def convert(values: Any, kind: type[T], *, where: str) -> T:
@@ -126,16 +171,26 @@ def convert(values: Any, kind: type[T], *, where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_json(json.dumps(values), strict=True)
+        found: T = _adapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise InputError(f"{where}: {_problem(error)}") from None
+    return found
+
+
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    return _cached_adapter(kind)
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> "TypeAdapter[T]":
+def _cached_adapter(kind: Any) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def wrong(location: str, problem: str, *, again: str) -> InputError:
+    """The error for content of a file that has the right types, but cannot be."""
+    return InputError(f"{location}: {problem}; {_restore(again)}")
 
 
 def _restore(again: str) -> str:
@@ -152,6 +207,8 @@ def _problem(error: "ValidationError") -> str:
         return f"no field {shortened_path(path)}"
     if first["type"] == "literal_error":
         wanted = f"one of {first['ctx']['expected']}"
+    elif first["type"] == "value_error":
+        return f"{shortened_path(path)}: {first['ctx']['error']}"
     else:
         wanted = _WANTED.get(first["type"]) or first["msg"].removeprefix("Input should be ")
     return f"{shortened_path(path)} is {shortened(first['input'])}; want {wanted}"
@@ -183,7 +240,8 @@ def hints_of(kind: Any) -> dict[str, Any]:
 
 def check_rules(values: object, place: Callable[[str, Any], str]) -> None:
     """Raises InputError for the first field of a dataclass that breaks a rule; it begins with `place` of its name and value."""
-    for name, hint in hints_of(type(values)).items():
+    kind: Any = type(values)
+    for name, hint in hints_of(kind).items():
         value = getattr(values, name)
         if wanted := broken_rule(hint, value):
             raise InputError(f"{place(name, value)} want {wanted}")

@@ -35,6 +35,8 @@ Steps = Annotated[int, between(1, 10_000_000)]
 Side = Annotated[int, between(8, 8192)]
 Folds = Annotated[int, between(2, 100)]
 Readers = Annotated[int, between(1, 1000)]
+Kept = Annotated[int, between(1, 1000)]
+Copies = Annotated[int, between(1, 1000)]
 Trials = Annotated[int, between(1, 100_000)]
 LoaderWorkers = Annotated[int, between(0, 256)]
 Processes = Annotated[int, between(1, 1024)]
@@ -250,7 +252,7 @@ class SearchConfig:
     # Population: after each such share of the steps the worst quarter is replaced.
     generation_share: Annotated[float, between(0, 1, above=True)] = 0.2
     # Best trials per family whose checkpoints are kept for the ensemble; of the others the detections stay.
-    keep_per_family: Annotated[int, between(1, 1000)] = 2
+    keep_per_family: Kept = 2
     keep_all: bool = False
     cpus_per_trial: Annotated[float, between(0, 1024, above=True)] = 1
     # None: one where the cluster has GPUs when the search starts, or its autoscaler may start some.

@@ -1,17 +1,21 @@
+import json
 import math
 
 import pytest
 
 from tests.search.histories import reports, trial_of
+from vbd import checked
 from vbd.config import TrainConfig
+from vbd.errors import InputError
 from vbd.search.rates import (
     Combination,
     Rate,
+    RateRow,
     combination_of,
     no_rate,
     rate_of,
-    rates_from_json,
     rates_of,
+    rates_of_rows,
     rates_to_json,
     to_measure,
 )
@@ -90,9 +94,13 @@ def test_rates_come_back_from_json_with_what_failed() -> None:
     rates = {NANO: Rate(1, 2, 3, source="trials"), Combination("fcos", "resnet18", 128, 8): no_rate("died")}
     rows = rates_to_json(rates)
     rows[0] |= dict.fromkeys(("step", "validation", "start"))  # as storage writes NaN
-    back = rates_from_json(rows)
+    back = rates_of_rows(_rows(rows), where="forecast.json")
     assert back[NANO] == rates[NANO]
     assert math.isnan(back[Combination("fcos", "resnet18", 128, 8)].step)
     assert back[Combination("fcos", "resnet18", 128, 8)].problem == "died"
-    with pytest.raises(KeyError, match="variant"):
-        rates_from_json([{"detector": "fcos"}])
+    with pytest.raises(InputError, match=r"^forecast.json: rates\[0\].variant is 'd0'; want one of nano, tiny"):
+        rates_of_rows(_rows([rows[0] | {"detector": "yolox", "variant": "d0"}]), where="forecast.json")
+
+
+def _rows(values: list[dict]) -> list[RateRow]:
+    return [checked.parse(json.dumps(row).encode(), RateRow, where="here", again="") for row in values]

@@ -169,7 +169,10 @@ def test_a_grid_too_large_is_counted_before_it_is_built(monkeypatch: pytest.Monk
             Candidate(TrainConfig(), ranges={"learning_rate": (1e-2, 1e-3)}),
             r"learning_rate 0.01..0.001: .* lower first",
         ),
-        (Candidate(TrainConfig(), ranges={"learning_rate": (0, 1e-3)}), "learning_rate is 0.0; want more than 0 and at most 10"),
+        (
+            Candidate(TrainConfig(), ranges={"learning_rate": (0, 1e-3)}),
+            "learning_rate is 0.0; want more than 0 and at most 10",
+        ),
         (Candidate(TrainConfig(), ranges={"policy": (1, 2)}), "policy 1..2: the field is no number"),
         (Candidate(TrainConfig(), ranges={"pretrained": (0, 1)}), "pretrained 0..1: the field is no number"),
         (Candidate(TrainConfig(), ranges={"batch_size": (1.5, 4)}), "batch_size 1.5..4: want whole numbers"),
