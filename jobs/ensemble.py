@@ -2,11 +2,12 @@
 
 import _environment  # noqa: F401 # isort: skip
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from vbd import storage
+from vbd.checked import between
 from vbd.cli import Location, connect, main
-from vbd.config import Device
+from vbd.config import Device, Seed
 from vbd.outputs import check_outputs
 from vbd.storage import shown
 from vbd.summary import tell
@@ -19,9 +20,9 @@ def ensemble(
     output: Location | None = None,
     part: Literal["test"] = "test",
     gate: Literal["auto", "append", "damp", "replace", "quota"] = "auto",
-    trials: int = 0,
-    seed: int = 0,
-    replicates: int = 1_000,
+    trials: Annotated[int, between(0, 100_000)] = 0,
+    seed: Seed = 0,
+    replicates: Annotated[int, between(1, 100_000)] = 1_000,
     html: Location | None = None,
     device: Device = "auto",
 ) -> None:

@@ -3,7 +3,9 @@
 import _environment  # noqa: F401 # isort: skip
 
 from collections.abc import Mapping
+from typing import Annotated
 
+from vbd.checked import Share, between
 from vbd.cli import Location, main
 from vbd.config import Device
 from vbd.errors import InputError
@@ -16,8 +18,8 @@ def evaluate(
     data: Location | None = None,
     part: str | None = None,
     against: Location | None = None,
-    replicates: int = 1_000,
-    score_threshold: float | None = None,
+    replicates: Annotated[int, between(0, 100_000)] = 1_000,
+    score_threshold: Share | None = None,
     json: Location | None = None,
     html: Location | None = None,
     check: Location | None = None,

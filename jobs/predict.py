@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vbd.checked import Share
 from vbd.cli import Location, connect, main
-from vbd.config import Device
+from vbd.config import Device, Processes
 from vbd.errors import InputError
 from vbd.outputs import check_outputs
 from vbd.storage import shown
@@ -27,8 +28,8 @@ def predict(
     coco: Location = "",
     overlay: Location = "",
     dicom_sr: Location = "",
-    score_threshold: float = 0.3,
-    workers: int | None = None,
+    score_threshold: Share = 0.3,
+    workers: Processes | None = None,
     device: Device = "auto",
     overwrite: bool = False,
 ) -> None:

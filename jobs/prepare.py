@@ -4,7 +4,9 @@ import _environment  # noqa: F401 # isort: skip
 
 from typing import Literal
 
+from vbd.checked import Count
 from vbd.cli import Location, connect, main
+from vbd.config import Copies, Folds, Overlap, Readers, Seed, Side
 from vbd.outputs import check_outputs
 
 
@@ -13,21 +15,21 @@ def prepare(
     source: Location,
     output: Location,
     layout: Literal["auto", "competition", "yolo", "coco"] = "auto",
-    image_size: int = 512,
+    image_size: Side = 512,
     resize: Literal["stretch", "letterbox"] = "stretch",
     image_format: Literal["png", "png16", "jpeg"] = "png",
     channels: Literal["grey", "composed"] = "grey",
     fusion: Literal["wbf", "nmw", "nms", "mean", "union"] = "wbf",
-    fusion_iou: float = 0.4,
-    min_readers: int = 1,
+    fusion_iou: Overlap = 0.4,
+    min_readers: Readers = 1,
     readers: tuple[str, ...] = (),
     without_readers: tuple[str, ...] = (),
-    folds: int = 5,
+    folds: Folds = 5,
     duplicates: Literal["near", "exact"] = "near",
-    seed: int = 0,
+    seed: Seed = 0,
     policy: Literal["A", "B", "C", "D", "E"] | None = None,
-    copies: int | None = None,
-    max_rejects: int | None = None,
+    copies: Copies | None = None,
+    max_rejects: Count | None = None,
     overwrite: bool = False,
 ) -> None:
     """Turn raw X-rays (Kaggle's csv with DICOM or PNG, YOLO labels, COCO JSON) into a prepared dataset.

@@ -2,9 +2,11 @@
 
 import _environment  # noqa: F401 # isort: skip
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from vbd.checked import Share, between
 from vbd.cli import Location, main
+from vbd.config import Processes, Seed
 from vbd.outputs import check_outputs
 from vbd.storage import shown
 from vbd.summary import tell
@@ -13,13 +15,13 @@ from vbd.summary import tell
 def sample(
     *,
     output: Location = "data/phantom",
-    images: int = 600,
-    test_images: int = 120,
+    images: Annotated[int, between(1, 1_000_000)] = 600,
+    test_images: Annotated[int, between(0, 1_000_000)] = 120,
     format: Literal["dicom", "png"] = "dicom",
-    size: int = 512,
-    abnormal_share: float = 0.3,
-    seed: int = 0,
-    processes: int = 1,
+    size: Annotated[int, between(64, 8192)] = 512,
+    abnormal_share: Share = 0.3,
+    seed: Seed = 0,
+    processes: Processes = 1,
 ) -> None:
     """Writes a SYNTHETIC chest X-ray data set in the competition's own layout: no download, no patients.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from vbd.cli import Location, connect, main
-from vbd.config import Family, Input
+from vbd.config import Family, Input, Kept, LoaderWorkers
 from vbd.outputs import check_outputs
 
 
@@ -16,7 +16,7 @@ def train(
     output: Location,
     data: Location = "",
     run: Location = "",
-    top: int = 1,
+    top: Kept = 1,
     families: tuple[Family, ...] = (),
     config: Location = "",
     second_stage: Location = "",
@@ -26,8 +26,8 @@ def train(
     workers: str = "1",
     gpu: bool = False,
     input: Input = "loader",
-    loader_workers: int = 0,
-    keep: int = 2,
+    loader_workers: LoaderWorkers = 0,
+    keep: Kept = 2,
     resume: bool = False,
 ) -> None:
     """Train configurations on the folds, on one or many workers; the same command goes on after a stop.

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vbd.checked import SafeName, between
 from vbd.cli import Location, connect, main
-from vbd.config import Device, Family
+from vbd.config import Device, Family, LoaderWorkers, Seed, Steps, Trials
 
 
 def tune(
@@ -15,18 +16,18 @@ def tune(
     *,
     data: Location | None = None,
     storage: Location = "runs",
-    name: str | None = None,
-    steps: int | None = None,
-    trials: int | None = None,
-    seed: int = 0,
+    name: SafeName | None = None,
+    steps: Steps | None = None,
+    trials: Trials | None = None,
+    seed: Seed = 0,
     families: tuple[Family, ...] = (),
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     warm_start: Location = "",
     extend: bool = False,
-    price: float | None = None,
+    price: Annotated[float, between(0, 1e6)] | None = None,
     device: Device = "auto",
-    loader_workers: int = 0,
+    loader_workers: LoaderWorkers = 0,
 ) -> None:
     """Search detectors, augmentation and hyperparameters; ensemble the best; write a submission. Run again to resume.
 

@@ -173,7 +173,9 @@ def test_help_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_a_job_gets_locations_absolute(
     given: str, wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def job(*, place: Location, other: Location | None = None, many: tuple[Location, ...] = (), text: str = "") -> None:
+    def job(
+        *, place: Location = "", other: Location | None = None, many: tuple[Location, ...] = (), text: str = ""
+    ) -> None:
         tell(all=[place, other, *many, text])
 
     (tmp_path / "here").mkdir()

@@ -53,16 +53,19 @@ def test_every_family_has_variants_that_pass_the_check() -> None:
         ({"detector": "efficientdet", "variant": "d0", "image_size": 160}, "want a multiple of 128"),
         ({"strength": 1.5}, "strength is 1.5"),
         ({"steps": 0}, "steps is 0"),
-        ({"steps": 1.5}, "steps is 1.5; want int"),
-        ({"pretrained": 1}, "pretrained is 1; want bool"),
+        ({"steps": 1.5}, "steps is 1.5; want a whole number"),
+        ({"pretrained": 1}, "pretrained is 1; want true or false"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
         ({"normal_share": 1.0}, "normal_share is 1.0"),
         ({"colour": 1}, "unknown field 'colour'"),
         ({"anchor_ratios": [0.5]}, "anchor_ratios is .* for yolox; want nothing: it has no anchors"),
-        ({"detector": "retinanet", "variant": "resnet18", "anchor_ratios": [0.5, "1"]}, "anchor_ratios is '1'"),
+        (
+            {"detector": "retinanet", "variant": "resnet18", "anchor_ratios": [0.5, "1"]},
+            r"anchor_ratios\[1\] is '1'; want a number",
+        ),
         ({"subset": 3}, "subset is 3; want a list"),
-        ({"subset": [14]}, "want labels from 0 to 13"),
-        ({"accumulate": 17}, "accumulate is 17 .*; want between 1 and batch_size"),
+        ({"subset": [14]}, r"subset\[0\] is 14; want 0 to 13"),
+        ({"accumulate": 17}, "accumulate is 17 .*; want at most batch_size"),
         ({"weights": "a.pth", "pretrained": True}, "no file of weights beside pretrained"),
     ],
 )
@@ -111,6 +114,13 @@ def test_a_field_at_its_default_does_not_change_the_hash() -> None:
         name: value for name, value in values.items() if name != "multi_scale"
     }  # written before the field was there
     assert config_hash(train_config_from(older)) == config_hash(TrainConfig(variant="s"))
+
+
+def test_equal_configs_have_equal_hashes_however_their_numbers_are_written() -> None:
+    whole = TrainConfig(detector="fcos", variant="resnet50", grad_clip=5)
+    assert config_hash(whole) == config_hash(replace(whole, grad_clip=5.0))
+    ratios = TrainConfig(detector="retinanet", variant="resnet50", anchor_ratios=(1, 2))
+    assert config_hash(ratios) == config_hash(replace(ratios, anchor_ratios=(1.0, 2.0)))
 
 
 def test_a_second_stage_starts_from_weights_at_a_twentieth_of_the_rate() -> None:

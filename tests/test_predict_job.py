@@ -72,7 +72,7 @@ def _environment() -> dict[str, str]:
             ["--ensemble", "/nowhere", "--run", "x"],
             "--ensemble has members of its own; leave --checkpoint and --run out",
         ),
-        (["--checkpoint", "{checkpoint}", "--workers", "0"], "--workers 0: want 1 or more"),
+        (["--checkpoint", "{checkpoint}", "--workers", "0"], "--workers 0: want 1 to 1024"),
         (["--checkpoint", "{checkpoint}", "--coco", "x"], "--coco x: want a file that ends in .json"),
         (["--checkpoint", "{checkpoint}", "--images", "{empty}"], "empty: no images here"),
     ],

@@ -58,9 +58,9 @@ def test_a_stopped_job_says_so_and_goes_on_when_run_again(phantom: Path, tmp_pat
     ("flags", "told"),
     [
         (("--source", "nowhere", "--output", "out"), "nowhere: no such folder"),
-        (("--source", "{phantom}", "--output", "out", "--min-readers", "0"), "--min-readers 0: want 1 or more"),
+        (("--source", "{phantom}", "--output", "out", "--min-readers", "0"), "--min-readers 0: want 1 to 1000"),
         (("--source", "{phantom}", "--output", "out", "--readers", "R99"), "--readers R99: no such reader"),
-        (("--source", "{phantom}", "--output", "out", "--max-rejects", "-1"), "--max-rejects -1: want 0 or more"),
+        (("--source", "{phantom}", "--output", "out", "--max-rejects", "-1"), "--max-rejects -1: want 0 to"),
         (("--source", "{phantom}", "--output", "/dev/null/out"), "/dev/null/out"),
     ],
 )

@@ -115,6 +115,16 @@ def test_what_cannot_be_submitted_leaves_no_file(tmp_path, detections, image_ids
         (b"ID,TARGET\na,14 1 0 0 1 1\n", "submission.csv:1"),
         (HEADER.encode() + b"a,14 1 0 0 1 1\nb,3 1 2\n", "submission.csv:3"),
         (HEADER.encode() + b"a,14 1 0 0 1 1\na,14 1 0 0 1 1\n", "submission.csv:3"),
+        (HEADER.encode() + b"a,3 1_0 0 0 1 1\n", r"submission.csv:2: image 'a': '1_0' \(value 2\) is not a number"),
+        (
+            HEADER.encode() + "a,３ 0.5 0 0 1 1\n".encode(),
+            r"submission.csv:2: image 'a': '３' \(value 1\) is not a number",
+        ),
+        (HEADER.encode() + b"a,3 nan 0 0 1 1\n", r"submission.csv:2: image 'a': 'nan' \(value 2\) is not a number"),
+        (
+            HEADER.encode() + b"a,3 5 0 0 1 1\n",
+            r"submission.csv:2: image 'a': the score is not in \(0, 1\] in prediction 1",
+        ),
         (HEADER.encode() + b"a,77 1 0 0 1 1\n", "submission.csv:2.*class"),
         (b"\xff\xfe\x00\x01", "not a text file"),
     ],

@@ -41,8 +41,8 @@ def _flags(prepared: str, *more: str) -> list[str]:
         (["--set", "stepz=3"], "--set stepz=3: want name=value with one of the names"),
         (["--workers", "5"], "--workers 5: more than the 4 images of a batch of yolox-1"),
         (["--folds", "9"], "--folds 9: want all, or some of 0, 1, 2"),
-        (["--keep", "0"], "--keep 0: want 1 or more"),
-        (["--loader-workers", "-1"], "loader_workers -1: want 0 or more"),
+        (["--keep", "0"], "--keep 0: want 1 to 1000"),
+        (["--loader-workers", "-1"], "--loader-workers -1: want 0 to 256"),
         (["--resume"], "--resume goes on with what out holds, without --data"),
     ],
 )

@@ -8,10 +8,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
 from vbd import ray_noise, storage, summary
+from vbd.checked import broken_rule, hints_of
 from vbd.connection import connect as connect
 from vbd.credentials import refuse_credentials
 from vbd.errors import InputError, input_error_within, interruption_within
@@ -91,6 +92,7 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
         flags = {name: _absolute(value) if _names_location(hints[name]) else value for name, value in flags.items()}
         if isinstance(flags.get("output"), str):
             summary.tell(output=flags["output"])
+        _check_flags(job, flags)
         return functools.partial(job, *values, **flags)
 
     told = io.StringIO()
@@ -100,9 +102,9 @@ def _parsed(job: Callable[..., Any]) -> Callable[[], Any]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        # A box of several lines under a title, coloured on a terminal; its rules separate the sentences.
+        # A box of several lines under a title, coloured on a terminal and of ASCII where the output takes nothing else.
         lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[\d;]*m", "", told.getvalue()).splitlines()]
-        _, *sentences = (" ".join(part.split()).rstrip(".") for part in re.split("─{4,}", " ".join(lines)))
+        _, *sentences = (" ".join(part.split()).rstrip(".") for part in re.split("[─-]{4,}", " ".join(lines)))
         raise InputError("; ".join(sentence for sentence in sentences if sentence)) from None
 
 
@@ -123,6 +125,16 @@ def _interrupted(end: Callable[[int, str], None]) -> int:
     print("interrupted; the same command goes on from here", file=sys.stderr)
     end(code, reason)
     return code
+
+
+def _check_flags(job: Callable[..., Any], flags: Mapping[str, Any]) -> None:
+    """Raises InputError for the first flag that breaks the rule beside its type, or is an empty text where its default is not."""
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value == "" and (job.__kwdefaults__ or {}).get(name) != "":
+            raise InputError(f"{flag} '': want a value; leave the flag out for the default")
+        if wanted := broken_rule(hints_of(job)[name], value):
+            raise InputError(f"{flag} {value}: want {wanted}")
 
 
 def _mistake(error: InputError, end: Callable[[int, str], None]) -> int:

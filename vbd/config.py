@@ -1,13 +1,15 @@
 """All configuration: frozen dataclasses, and functions that return a complete one."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from vbd.checked import Share, between, check_rules, convert
+from vbd.difference import shortened
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 
@@ -26,6 +28,21 @@ Sampler = Literal["repeat_factor", "instance_aware", "class_aware"]
 Input = Literal["loader", "ray"]
 Searcher = Literal["random", "grid", "optuna"]
 Scheduler = Literal["halving", "fifo", "population"]
+
+# Types of fields and flags with the values that they may have. Largest values guard against a slip, such as a batch of
+# 200 million images, not against a slow run.
+Steps = Annotated[int, between(1, 10_000_000)]
+Side = Annotated[int, between(8, 8192)]
+Folds = Annotated[int, between(2, 100)]
+Readers = Annotated[int, between(1, 1000)]
+Kept = Annotated[int, between(1, 1000)]
+Copies = Annotated[int, between(1, 1000)]
+Trials = Annotated[int, between(1, 100_000)]
+LoaderWorkers = Annotated[int, between(0, 256)]
+Processes = Annotated[int, between(1, 1024)]
+Overlap = Annotated[float, between(0, 1, above=True, below=True)]
+# Optuna's sampler takes 32 bits, and some draws add a small number.
+Seed = Annotated[int, between(0, 2**31 - 1)]
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
@@ -64,6 +81,10 @@ VARIANTS: dict[Family, tuple[str, ...]] = {
 ANCHORED: tuple[Family, ...] = ("faster_rcnn", "retinanet", "efficientdet")
 
 
+# For pydantic: a field that a config does not have is an error.
+_NO_OTHER_FIELDS = {"extra": "forbid"}
+
+
 @dataclass(frozen=True)
 class Anchors:
     """The anchor boxes of a detector; a zero or an empty tuple leaves what its adapter chose for X-rays."""
@@ -80,81 +101,85 @@ class Anchors:
 class TrainConfig:
     """One training run. Two runs with equal configs on equal data are the same run."""
 
+    __pydantic_config__ = _NO_OTHER_FIELDS
+
     # Which detector, and its size; see VARIANTS.
     detector: Family = "yolox"
     variant: str = "nano"
     # Side of the square input, pixels; a multiple of 32 (of 128 for efficientdet).
-    image_size: int = 512
+    image_size: Annotated[int, between(32, 8192)] = 512
     # Start from COCO weights that the library fetches.
     pretrained: bool = False
     # Start from this file of weights or checkpoint folder instead; empty: no file.
     weights: str = ""
     # Anchor boxes; see Anchors. Only for detectors in ANCHORED.
-    anchor_smallest: float = 0.0
-    anchor_per_level: int = 0
-    anchor_ratios: tuple[float, ...] = ()
+    anchor_smallest: Annotated[float, between(0, 0.5)] = 0.0
+    anchor_per_level: Annotated[int, between(0, 8)] = 0
+    anchor_ratios: tuple[Annotated[float, between(0.05, 20)], ...] = ()
 
     # Augmentation: A none, B flips and turns, C adds mixing and CLAHE, D C for rare labels, E the competitors' recipe.
     policy: Policy = "A"
     # 0..1: how often a draw is augmented, and how far.
-    strength: float = 1.0
+    strength: Share = 1.0
     # Share of normal images in every batch, 0..0.9.
-    normal_share: float = 0.2
+    normal_share: Annotated[float, between(0, 0.9)] = 0.2
     # How often images of rare labels are drawn: by LVIS repeat factors, by their form that also counts boxes, or every label
     # equally often.
     sampler: Sampler = "repeat_factor"
     # Threshold of the repeat factors; 0 switches them off (0.1 lengthens the real data's epoch by 6 %).
-    repeat_threshold: float = 0.0
+    repeat_threshold: Share = 0.0
     # Train only on images that hold one of these labels, and on normal ones; empty: on all.
-    subset: tuple[int, ...] = ()
+    subset: tuple[Annotated[int, between(0, NUM_FINDINGS - 1)], ...] = ()
     # A box that k of 3 readers drew weighs (k / 3) ** agreement_weight in the loss; 0: all alike.
-    agreement_weight: float = 0.0
+    agreement_weight: Annotated[float, between(0, 4)] = 0.0
     # How the boxes of several readers become one set to learn from; empty: as the dataset was prepared. Validation always
     # stays with the dataset's own, so that runs can be compared.
-    reader_fusion: ReaderFusion | Literal[""] = ""
+    reader_fusion: Literal[ReaderFusion, ""] = ""
 
     # Budget: optimiser steps, images per step, and in how many parts a step goes through the detector.
-    steps: int = 20_000
-    batch_size: int = 16
-    accumulate: int = 1
+    steps: Steps = 20_000
+    batch_size: Annotated[int, between(1, 1024)] = 16
+    accumulate: Annotated[int, between(1, 1024)] = 1
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, between(0, 10, above=True)] = 1e-3
     # Learning rate of the backbone as a share of the others'; 0 freezes it, its batch statistics too.
-    backbone_rate: float = 1.0
-    weight_decay: float = 0.05
+    backbone_rate: Share = 1.0
+    weight_decay: Annotated[float, between(0, 10)] = 0.05
     # Linear warm-up, in steps; a cosine to 1 % of the rate follows.
-    warmup_steps: int = 500
+    warmup_steps: Annotated[int, between(0, 10_000_000)] = 500
     # Largest L2 norm of all gradients together.
-    grad_clip: float = 10.0
+    grad_clip: Annotated[float, between(0, 1e6, above=True)] = 10.0
     # Decay of the running mean of the weights; 0 switches it off.
-    ema_decay: float = 0.998
+    ema_decay: Annotated[float, between(0, 1, below=True)] = 0.998
     # Multi-scale training: the side of each step's images is drawn within this share of image_size; 0 switches it off.
-    multi_scale: float = 0.0
+    multi_scale: Annotated[float, between(0, 0.5)] = 0.0
     # Arithmetic of the forward pass.
     precision: Precision = "fp32"
 
     # A schedule in phases: from step `phase_steps[i]` on, the strength is `phase_strengths[i]` and the learning rate
     # `phase_rates[i]` times what it would be. Empty: neither changes. What population-based training finds.
-    phase_steps: tuple[int, ...] = ()
-    phase_strengths: tuple[float, ...] = ()
-    phase_rates: tuple[float, ...] = ()
+    phase_steps: tuple[Steps, ...] = ()
+    phase_strengths: tuple[Share, ...] = ()
+    phase_rates: tuple[Annotated[float, between(0, 1e6, above=True)], ...] = ()
 
     # The fold that is held out for validation.
-    fold: int = 0
-    seed: int = 0
+    fold: Annotated[int, between(0, 99)] = 0
+    seed: Seed = 0
     # Report (validate and write a checkpoint) every so many steps.
-    report_every: int = 1_000
+    report_every: Steps = 1_000
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How and where a run is carried out; not in the config's hash, so that a run may go on elsewhere."""
 
+    __pydantic_config__ = _NO_OTHER_FIELDS
+
     device: Device = "auto"
     # Torch threads of each training process: more than one makes concurrent trials fight for cores.
-    threads: int = 1
+    threads: Annotated[int, between(1, 1024)] = 1
     # Processes that decode and augment beside the training process; 0 does it in line.
-    loader_workers: int = 0
+    loader_workers: LoaderWorkers = 0
     # Where batches are made: beside the training process, or by Ray Data on the cluster's CPU workers.
     input: Input = "loader"
     # Layout of images in memory in which convolutions are mostly faster, and what tensor cores want.
@@ -169,8 +194,10 @@ class RunOptions:
 class PrepareConfig:
     """How raw files become a prepared dataset."""
 
+    __pydantic_config__ = _NO_OTHER_FIELDS
+
     # Side of the square prepared image, pixels.
-    image_size: int = 512
+    image_size: Side = 512
     resize: ResizeMode = "stretch"
     # How prepared images are stored. Training reads 8 bits of any of them.
     image_format: ImageFormat = "png"
@@ -178,18 +205,18 @@ class PrepareConfig:
     channels: Channels = "grey"
     # How the boxes of several readers become one set, and the IoU above which two boxes are the same lesion.
     fusion: ReaderFusion = "wbf"
-    fusion_iou: float = 0.4
+    fusion_iou: Overlap = 0.4
     # Fused boxes that fewer readers drew are left out.
-    min_readers: int = 1
+    min_readers: Readers = 1
     # Only these readers are heard (empty: all of them), and these are not.
     readers: tuple[str, ...] = ()
     without_readers: tuple[str, ...] = ()
-    num_folds: int = 5
+    num_folds: Folds = 5
     # Images that look alike stay in one fold: near by their perceptual hash, exact by their bytes alone.
     duplicates: Literal["near", "exact"] = "near"
-    seed: int = 0
+    seed: Seed = 0
     # Images per shard: the unit of work, and of resuming.
-    shard_size: int = 64
+    shard_size: Annotated[int, between(1, 100_000)] = 64
 
 
 @dataclass(frozen=True)
@@ -202,7 +229,7 @@ class Candidate:
     # Bounds of a log-uniform draw. A grid keeps the base's value.
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     # Trials given to this family by a random or Optuna search; members of its population.
-    trials: int = 8
+    trials: Trials = 8
     # A grid's extra trials: policies that multiply the data, at full strength, for as many EPOCHS as without augmentation
     # and so for more steps. It shows how that comparison, which many make, favours them.
     equal_epochs: bool = False
@@ -220,41 +247,32 @@ class SearchConfig:
     # once, and the worst of a family go on from the best with another strength and learning rate.
     scheduler: Scheduler = "halving"
     # Halving: no trial is stopped in its first share of the steps; of those at a rung 1 / reduction go on.
-    grace_share: float = 1 / 9
-    reduction: int = 3
+    grace_share: Annotated[float, between(0, 1, above=True)] = 1 / 9
+    reduction: Annotated[int, between(2, 1000)] = 3
     # Population: after each such share of the steps the worst quarter is replaced.
-    generation_share: float = 0.2
+    generation_share: Annotated[float, between(0, 1, above=True)] = 0.2
     # Best trials per family whose checkpoints are kept for the ensemble; of the others the detections stay.
-    keep_per_family: int = 2
+    keep_per_family: Kept = 2
     keep_all: bool = False
-    cpus_per_trial: float = 1
+    cpus_per_trial: Annotated[float, between(0, 1024, above=True)] = 1
     # None: one where the cluster has GPUs when the search starts, or its autoscaler may start some.
-    gpus_per_trial: float | None = None
+    gpus_per_trial: Annotated[float, between(0, 1024)] | None = None
     # Processes of each trial; several train by distributed data parallel.
-    workers_per_trial: int = 1
+    workers_per_trial: Processes = 1
     # Attempts at a trial whose node or process died.
-    max_failures: int = 3
+    max_failures: Annotated[int, between(0, 1000)] = 3
     # A finished run whose leaderboard tells the searcher where to look first; empty: none.
     warm_start: str = ""
-    seed: int = 0
+    seed: Seed = 0
 
 
 def check_prepare_config(config: PrepareConfig) -> None:
     """Raises InputError for the first option that no dataset can be prepared with."""
-    rules = (
-        ("image-size", config.image_size, 8 <= config.image_size <= 8192, "8 to 8192 pixels"),
-        ("fusion-iou", config.fusion_iou, 0 < config.fusion_iou < 1, "between 0 and 1"),
-        ("min-readers", config.min_readers, config.min_readers >= 1, "1 or more"),
-        ("folds", config.num_folds, config.num_folds >= 2, "2 or more"),
-        ("shard-size", config.shard_size, config.shard_size >= 1, "1 or more"),
-    )
-    for name, value, is_good, wanted in rules:
-        if not is_good:
-            raise InputError(f"--{name} {value}: want {wanted}")
+    check_rules(config, lambda name, value: f"--{name.removeprefix('num_').replace('_', '-')} {value}:")
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Sixteen hex digits that are equal exactly for equal configs, on every machine and Python version.
+    """Sixteen hex digits that are equal exactly for equal configs (1 and 1.0 are), on every machine and Python version.
 
     Fields at their default are left out, so that a new field disowns no older checkpoint.
     """
@@ -263,9 +281,20 @@ def config_hash(config: TrainConfig) -> str:
 
 
 def changed_fields(config: TrainConfig) -> dict[str, Any]:
-    """The fields that differ from their default."""
+    """The fields that differ from their default; a whole number in a field of floats is a float."""
     defaults = dataclasses.asdict(TrainConfig())
-    return {name: value for name, value in dataclasses.asdict(config).items() if value != defaults[name]}
+    changed = {name: value for name, value in dataclasses.asdict(config).items() if value != defaults[name]}
+    return {name: _as_floats(value) if name in _float_fields() else value for name, value in changed.items()}
+
+
+def _as_floats(value: Any) -> Any:
+    return tuple(map(float, value)) if isinstance(value, (tuple, list)) else float(value)
+
+
+@functools.cache
+def _float_fields() -> frozenset[str]:
+    hints = get_type_hints(TrainConfig)
+    return frozenset(name for name, hint in hints.items() if hint is float or float in get_args(hint))
 
 
 def anchors_of(config: TrainConfig) -> Anchors:
@@ -292,22 +321,17 @@ def stage_two(config: TrainConfig, *, weights: str, steps: int, subset: tuple[in
 
 def train_config_from(values: dict[str, Any], *, where: str = "config") -> TrainConfig:
     """A checked TrainConfig from JSON; raises InputError that names the field and `where` it stood."""
-    hints = get_type_hints(TrainConfig)
-    unknown = sorted(set(values) - set(hints))
+    names = get_type_hints(TrainConfig)
+    unknown = sorted(set(values) - set(names))
     if unknown:
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; the fields are {', '.join(hints)}")
-    for name, value in values.items():
-        _check_type(name, value, hints[name], where)
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    config = TrainConfig(**fields)
+        raise InputError(f"{where}: unknown field {shortened(unknown[0])}; the fields are {', '.join(names)}")
+    config = convert(values, TrainConfig, where=where)
     check_train_config(config, where=where)
     return config
 
 
 def literals(hint: Any) -> tuple[Any, ...]:
-    """The values that a Literal, or a union of some, allows; empty for other types."""
-    if get_origin(hint) in (Union, UnionType):
-        return tuple(value for part in get_args(hint) for value in literals(part))
+    """The values that a Literal allows; empty for other types."""
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
@@ -316,80 +340,43 @@ def in_words(values: tuple[Any, ...]) -> str:
     return ", ".join(str(value) or "'' (none)" for value in values)
 
 
-def _check_type(name: str, value: Any, hint: Any, where: str) -> None:
-    if allowed := literals(hint):
-        if value not in allowed:
-            raise InputError(f"{where}: {name} is {value!r}; choose one of {in_words(allowed)}")
-        return
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where}: {name} is {value!r}; want a list")
-        for item in value:
-            _check_type(name, item, get_args(hint)[0], where)
-        return
-    wanted = (int, float) if hint is float else hint
-    if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where}: {name} is {value!r}; want {hint.__name__}")
-
-
 def size_multiple(detector: Family) -> int:
     """What the side of a detector's square input must be a multiple of, pixels: its coarsest stride."""
     return 128 if detector == "efficientdet" else 32
 
 
 def check_train_config(config: TrainConfig, *, where: str = "config") -> None:
-    """Raises InputError for the first value that cannot be trained with."""
+    """Raises InputError for the first value that cannot be trained with, by itself or beside the others."""
+    check_rules(config, lambda name, value: f"{where}: {name} is {value!r};")
     multiple = size_multiple(config.detector)
     rules = (
         ("variant", config.variant in VARIANTS[config.detector], f"one of {', '.join(VARIANTS[config.detector])}"),
-        ("image_size", config.image_size > 0 and config.image_size % multiple == 0, f"a multiple of {multiple}"),
+        ("image_size", config.image_size % multiple == 0, f"a multiple of {multiple}"),
         ("weights", not (config.weights and config.pretrained), "no file of weights beside pretrained"),
         *_anchor_rules(config),
-        ("strength", 0 <= config.strength <= 1, "between 0 and 1"),
-        ("normal_share", 0 <= config.normal_share <= 0.9, "between 0 and 0.9"),
-        ("repeat_threshold", 0 <= config.repeat_threshold <= 1, "between 0 and 1"),
-        ("subset", set(config.subset) <= set(range(NUM_FINDINGS)), f"labels from 0 to {NUM_FINDINGS - 1}"),
-        ("agreement_weight", 0 <= config.agreement_weight <= 4, "between 0 and 4"),
         *_phase_rules(config),
-        ("steps", config.steps > 0, "positive"),
-        ("batch_size", config.batch_size > 0, "positive"),
-        ("accumulate", 1 <= config.accumulate <= config.batch_size, "between 1 and batch_size"),
-        ("learning_rate", config.learning_rate > 0, "positive"),
-        ("backbone_rate", 0 <= config.backbone_rate <= 1, "between 0 and 1"),
-        ("weight_decay", config.weight_decay >= 0, "0 or more"),
-        ("warmup_steps", config.warmup_steps >= 0, "0 or more"),
-        ("grad_clip", config.grad_clip > 0, "positive"),
-        ("ema_decay", 0 <= config.ema_decay < 1, "at least 0 and below 1"),
-        ("multi_scale", 0 <= config.multi_scale <= 0.5, "between 0 and 0.5"),
-        ("fold", config.fold >= 0, "0 or more"),
-        ("report_every", config.report_every > 0, "positive"),
+        ("accumulate", config.accumulate <= config.batch_size, "at most batch_size"),
     )
     for name, is_good, wanted in rules:
         if not is_good:
-            raise InputError(f"{where}: {name} is {getattr(config, name)!r} for {config.detector}; want {wanted}")
+            value = shortened(getattr(config, name))
+            raise InputError(f"{where}: {name} is {value} for {config.detector}; want {wanted}")
+
+
+# Fields that a rule of `check_train_config` compares with one another; all other rules are of one field and the family.
+RELATED_FIELDS = (("weights", "pretrained"), ("accumulate", "batch_size"))
 
 
 def _anchor_rules(config: TrainConfig) -> tuple[tuple[str, bool, str], ...]:
-    if config.detector not in ANCHORED:
-        nothing = "nothing: it has no anchors"
-        return (
-            ("anchor_smallest", not config.anchor_smallest, nothing),
-            ("anchor_per_level", not config.anchor_per_level, nothing),
-            ("anchor_ratios", not config.anchor_ratios, nothing),
-        )
-    return (
-        ("anchor_smallest", 0 <= config.anchor_smallest <= 0.5, "between 0 and 0.5"),
-        ("anchor_per_level", 0 <= config.anchor_per_level <= 8, "between 0 and 8"),
-        ("anchor_ratios", all(0.05 <= ratio <= 20 for ratio in config.anchor_ratios), "ratios between 0.05 and 20"),
-    )
+    names = ("anchor_smallest", "anchor_per_level", "anchor_ratios")
+    has_anchors = config.detector in ANCHORED
+    return tuple((name, has_anchors or not getattr(config, name), "nothing: it has no anchors") for name in names)
 
 
 def _phase_rules(config: TrainConfig) -> tuple[tuple[str, bool, str], ...]:
     steps, phases = config.phase_steps, len(config.phase_steps)
     return (
-        ("phase_steps", all(0 < a < b for a, b in pairwise((*steps, config.steps))), "ascending steps below `steps`"),
+        ("phase_steps", all(a < b for a, b in pairwise((*steps, config.steps))), "ascending steps below `steps`"),
         ("phase_strengths", len(config.phase_strengths) == phases, "one for each of phase_steps"),
-        ("phase_strengths", all(0 <= s <= 1 for s in config.phase_strengths), "between 0 and 1"),
         ("phase_rates", len(config.phase_rates) == phases, "one for each of phase_steps"),
-        ("phase_rates", all(rate > 0 for rate in config.phase_rates), "positive"),
     )

@@ -1,13 +1,14 @@
 """The types that travel between the rooms. Boxes are `xyxy` float32 in pixels, labels int64 in 0..13."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vbd.boxes import EMPTY, Boxes, as_boxes
+from vbd.checked import Count, Fields, PathBelow, Rule, SafeName, Score, Seconds, null_or_between
 from vbd.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -120,25 +121,48 @@ def detections_from_table(table: "pa.Table") -> list[Detections]:
     ]
 
 
+_TIMES = ("timestamp", "attempt_started", "seconds", "validation_seconds", "images_per_second", "peak_memory_mb")
+# What training reports at a step: besides these numbers only, null where one is NaN.
+Report = Annotated[
+    dict[str, Any],
+    Fields(
+        {"step": Count, "workers": Count, "score": Annotated[Any, null_or_between(0, 1)]}
+        | dict.fromkeys(("host", "device", "failed"), str)
+        | dict.fromkeys(_TIMES, Annotated[Any, null_or_between(0, 1e12)]),
+        other=Annotated[Any, null_or_between(-1e15, 1e15)],
+    ),
+]
+_STATUSES = ("running", "waiting", "finished", "stopped", "failed", "died", "refused", "unfinished")
+
+
+def _have_steps(reports: Sequence[Mapping[str, Any]]) -> bool:
+    return all("step" in report for report in reports)
+
+
 @dataclass(frozen=True)
 class Trial:
     """One configuration of a search, and how far it came."""
 
-    trial_id: str  # the first digits of the config's hash: the same configuration is the same trial
+    trial_id: SafeName  # the first digits of the config's hash: the same configuration is the same trial
     config: TrainConfig
     config_hash: str
-    score: float  # on the validation fold at `steps` (`vbd.evaluation.score`); NaN when there is none
-    steps: int  # of the best checkpoint
-    checkpoint: str  # path or URI of the best; empty when there is none, or when it was not kept
+    score: Score  # on the validation fold at `steps` (`vbd.evaluation.score`); NaN when there is none
+    steps: Count  # of the best checkpoint
+    # Path or URI of the best, in a file relative to it; empty when there is none, or when it was not kept.
+    checkpoint: PathBelow
     # running, waiting (trained as far as it should be for now), finished, stopped (early, by the scheduler), failed, died
     # (its process, time and again), refused (by the leaderboard), unfinished (was running when the search ended)
-    status: str = "finished"
+    status: Annotated[str, Rule(f"one of {', '.join(_STATUSES)}", _STATUSES.__contains__)] = "finished"
     reason: str = ""  # why it was stopped, failed or refused
-    metrics: dict[str, Any] = field(default_factory=dict)  # the last report
-    history: Sequence[dict[str, Any]] = ()  # every report, in order of steps
-    number: int = 0  # in the order in which they were drawn
+    metrics: Report = field(default_factory=dict)  # the last report
+    history: Annotated[
+        Sequence[Report], Rule("a step in every report", _have_steps)
+    ] = ()  # every report, in order of steps
+    number: Count = 0  # in the order in which they were drawn
     host: str = ""
     device: str = ""
-    seconds: float = 0.0  # of training, over all attempts, to the last report
-    peak_memory_mb: float = 0.0
-    detections: str = ""  # path or URI of the best checkpoint's detections on the validation fold; kept of every trial
+    seconds: Seconds = 0.0  # of training, over all attempts, to the last report
+    peak_memory_mb: Seconds = 0.0
+    detections: PathBelow = (
+        ""  # path or URI of the best checkpoint's detections on the validation fold; kept of every trial
+    )

@@ -269,9 +269,13 @@ def write_bytes(location: str, data: bytes | memoryview) -> None:
 def read_json(location: str) -> Any:
     """A JSON file; raises InputError that names the line when it is not JSON."""
     try:
-        return json.loads(read_bytes(location))
+        return json.loads(read_bytes(location), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{location}: not valid JSON ({_first_line(error)})") from None
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 def read_object(location: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ boxes.
 
 import dataclasses
 import math
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 HEADER = SUBMISSION_HEADER
 # Confidences must be above 0: what is smaller is written as this.
 MIN_CONFIDENCE = 1e-6
+# Python also reads `1_0` and the digits of other scripts, which whoever scores the file may not.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NO_BOX = "an image without findings needs `14 1 0 0 1 1`"
 
 
@@ -255,10 +258,7 @@ def _numbers(text: str) -> NDArray[np.float64]:
 
 
 def _number(token: str) -> float:
-    try:
-        return float(token)
-    except ValueError:
-        return math.nan
+    return float(token) if _NUMBER.fullmatch(token) else math.nan
 
 
 def _line(number: int, image_id: str, text: str, numbers: NDArray[np.float64]) -> Line:

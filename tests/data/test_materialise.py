@@ -262,7 +262,7 @@ def test_an_augmented_dataset_is_not_augmented_again(policy_c: Path, ray_session
     ("options", "told"),
     [
         ({"copies": 3}, "--copies 3: only an augmented dataset has copies; add --policy"),
-        ({"policy": "B", "copies": 0}, "--copies 0: want 1 or more"),
+        ({"policy": "B", "copies": 0}, "--copies 0: want 1 to 1000"),
         ({"policy": "A", "copies": 2}, "--copies 2: policy A has nothing but the image itself"),
     ],
 )

@@ -6,6 +6,12 @@ from vbd.data.sources import read_source
 from vbd.errors import InputError
 
 PICTURE = png(100, 200)
+# Ten lines that stand for ten to the tenth names.
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+BOMB += "names: *j\n"
 YAML = "names: [Cardiomegaly, Pneumothorax]\n"
 BOX = "0 0.5 0.5 0.5 0.2\n"
 
@@ -85,6 +91,13 @@ def test_ways_to_name_classes(tmp_path, names):
         ({"data.yaml": "names: {x: Cardiomegaly}\n"}, "'names' has a key that is no number"),
         ({"data.yaml": "train: images\n"}, "no list called 'names'"),
         ({"data.yaml": "names: ["}, r"data\.yaml: not valid YAML"),
+        ({"data.yaml": "names: " + "[" * 5_000}, r"data\.yaml: not valid YAML"),
+        ({"data.yaml": "names: [[Cardiomegaly]]\n"}, r"'names' has \['Cardiomegaly'\] for 0; want 0: name, 1: name"),
+        ({"data.yaml": BOMB}, r"data\.yaml:2: the alias \*a; write the values out instead of naming them"),
+        (
+            {"data.yaml": "names: [Cardiomegaly]\n" + "#" * 1_000_000},
+            r"data\.yaml: 1,000,022 bytes, want at most 1,000,000",
+        ),
         ({"classes.txt": "\n"}, r"classes\.txt: holds no class names"),
         ({"classes.txt": b"Cardiomegaly\nP\xff"}, r"classes\.txt:2: not UTF-8"),
         ({"images/a.png": b""}, r"none of its images can be used; most often \(1x\): .*a\.png: empty file"),

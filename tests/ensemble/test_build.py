@@ -17,7 +17,7 @@ from vbd.data.prepared import image_sizes, read_truths, sample_submission_ids
 from vbd.ensemble import build
 from vbd.ensemble.build import EnsembleResult, build_ensemble
 from vbd.ensemble.fit import Fitted, Plan, fit_ensemble, plan_of
-from vbd.ensemble.recipe import read_ensemble, read_recipe
+from vbd.ensemble.recipe import read_recipe
 from vbd.ensemble.select import Procedure
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
@@ -172,7 +172,7 @@ def test_one_detector_alone_is_submitted_where_it_was_asked_for(data, tmp_path, 
     output = str(tmp_path / "mine.csv")
     result, _ = built(tmp_path / "run", data, {"yolox-1": GOOD["yolox-1"]}, monkeypatch, output=output)
     assert len(read_submission(output)) == 40
-    assert read_ensemble(str(tmp_path / "run"))["submission"] == "mine.csv"
+    assert storage.read_object(str(tmp_path / "run" / "ensemble.json"))["submission"] == "mine.csv"
     assert result.fitted.recipe.weights == {"yolox-1": 1.0}
     assert "one detector: nothing to fuse" in result.summary
 
@@ -212,7 +212,7 @@ def test_what_is_told_and_kept(good: EnsembleResult) -> None:
     for words in ("(synthetic data)", "yolox-1", "classifier-1", "P(no finding) from", "most unlike", "(checked)"):
         assert words in text
     assert text.count(": used") == 1
-    content = read_ensemble(run)
+    content = storage.read_object(f"{run}/ensemble.json")
     assert content["submission"] == "submission.csv"
     assert content["recipe"]["gate"]["kind"] == good.fitted.recipe.gate.kind
     assert set(content["gates"]) == {"append", "damp", "replace", "quota"}
@@ -244,8 +244,9 @@ def test_members_of_different_folds_share_nothing(data, tmp_path, monkeypatch) -
     ("content", "words"),
     [
         ({"schema": 1}, "schema 1, want 2; to make the ensemble, run: "),
-        ({"schema": 2}, "field 'recipe' is missing"),
+        ({"schema": 2}, "no field recipe; was it edited? restore it, or to make the ensemble, run: "),
         ({"schema": 2, "recipe": {"weights": {}, "fusion": {"iou_threshold": 3.0}}}, "iou_threshold 3.0"),
+        ({"schema": 2, "recipe": {"weights": {"../a": 1.0}}}, "want a name of ASCII letters, digits and . _ -"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_told_in_one_line(tmp_path, content, words) -> None:

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from vbd import checked
 from vbd.ensemble.calibrate import (
+    Calibration,
     calibrate_crosswise,
-    calibration_from_json,
     fit_calibration,
     split_parts,
 )
@@ -108,7 +109,7 @@ def test_raw_fusion_is_worse_than_the_better_family_and_calibrated_fusion_better
 def test_fits_survive_json():
     detections, truths = simulated(0)
     calibration = fit_calibration(detections, truths)
-    assert calibration_from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+    assert checked.parse(json.dumps(calibration.to_json()).encode(), Calibration, where="here", again="") == calibration
 
 
 def test_crosswise_calibration_has_not_seen_the_image():

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from vbd.ensemble.calibration_curves import KINDS, curve_from_json, fit_best, fit_curve, losses_of, out_of_fold
+from vbd import checked
+from vbd.ensemble.calibration_curves import KINDS, Curve, fit_best, fit_curve, losses_of, out_of_fold
 
 
 def drawn(probability, n=6_000, seed=0):
@@ -115,9 +116,13 @@ def test_losses_by_hand():
     assert np.isfinite(losses_of(np.array([0.0]), np.array([True])).log_loss)
 
 
+def _through_json(curve: Curve) -> Curve:
+    return checked.parse(json.dumps(dataclasses.asdict(curve)).encode(), Curve, where="here", again="")
+
+
 def test_curves_survive_json():
     for kind in KINDS:
         curve = fit_curve(kind, *drawn(stairs, 300)[:2])
-        assert curve_from_json(json.loads(json.dumps(dataclasses.asdict(curve)))) == curve
+        assert _through_json(curve) == curve
     best = fit_best(*drawn(stairs, 300))
-    assert curve_from_json(json.loads(json.dumps(dataclasses.asdict(best)))) == best
+    assert _through_json(best) == best

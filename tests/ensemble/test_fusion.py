@@ -10,7 +10,8 @@ from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float, nms_float_fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbd.ensemble.fusion import FIELD_THRESHOLDS, METHODS, FusionOptions, fuse, fuse_all, options_from_json
+from vbd import checked
+from vbd.ensemble.fusion import FIELD_THRESHOLDS, METHODS, FusionOptions, fuse, fuse_all
 from vbd.errors import InputError
 from vbd.fusing import CONFIDENCES
 from vbd.records import Detections
@@ -194,7 +195,7 @@ def test_a_wider_sigma_decays_less():
 
 def test_options_survive_json():
     for options in (FusionOptions(), FusionOptions("soft_nms", iou_threshold=FIELD_THRESHOLDS, min_score=0.01)):
-        assert options_from_json(json.loads(json.dumps(options.to_json()))) == options
+        assert checked.parse(json.dumps(options.to_json()).encode(), FusionOptions, where="here", again="") == options
 
 
 def test_no_member_found_anything():

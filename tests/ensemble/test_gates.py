@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.ensemble.members import detector, truths_of
-from vbd.ensemble.gates import GRIDS, KINDS, Gate, GatedScore, Split, choose_kind, gate_from_json, measure_gates, tune
+from vbd import checked
+from vbd.ensemble.gates import GRIDS, KINDS, Gate, GatedScore, Split, choose_kind, measure_gates, tune
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections
 
@@ -156,4 +157,4 @@ def test_boxes_are_taken_away_only_when_asked():
 
 def test_a_gate_survives_json():
     gate = Gate("damp", 0.2)
-    assert gate_from_json(json.loads(json.dumps(dataclasses.asdict(gate)))) == gate
+    assert checked.parse(json.dumps(dataclasses.asdict(gate)).encode(), Gate, where="here", again="") == gate

@@ -6,15 +6,16 @@ import json
 import numpy as np
 import pytest
 
+from vbd import checked
 from vbd.ensemble.no_finding import (
     Evidence,
+    NoFinding,
     are_normal,
     area_under_curve,
     crosswise,
     fit_best_source,
     fit_no_finding,
     mean_logits,
-    no_finding_from_json,
     score_probabilities,
 )
 from vbd.errors import InputError
@@ -130,7 +131,7 @@ def test_area_under_the_curve_counts_ties_as_half():
 def test_a_fit_survives_json():
     evidence, normal = simulated(50)
     model = fit_no_finding(evidence, normal, "both")
-    assert no_finding_from_json(json.loads(json.dumps(model.to_json()))) == model
+    assert checked.parse(json.dumps(model.to_json()).encode(), NoFinding, where="here", again="") == model
 
 
 def test_what_is_normal():

@@ -83,7 +83,16 @@ def test_coco_results_are_in_pixels_of_the_prepared_image(dataset: str, tmp_path
             "image 'a' has the label 14; labels are 0 to 13",
         ),
         (lambda folder: parquet(folder, [found("a", (BIG, -1, 0.9))]), "image 'a' has the label -1"),
-        (lambda folder: parquet(folder, [found("a", (BIG, 3, float("nan")))]), "is not finite"),
+        (lambda folder: parquet(folder, [found("a", (BIG, 3, float("nan")))]), "row 0: image 'a' has the score nan"),
+        (lambda folder: parquet(folder, [found("a"), found("b", (BIG, 3, 5.0))]), "row 1: image 'b' has the score 5.0"),
+        (
+            lambda folder: parquet(folder, [found("a", ((9.0, 1.0, 3.0, 4.0), 3, 0.5))]),
+            r"row 0: image 'a' has the box \[9.0, 1.0, 3.0, 4.0\]; want x_min, y_min, x_max, y_max",
+        ),
+        (
+            lambda folder: parquet(folder, [found("a", ((0.0, 0.0, 3e6, 4.0), 3, 0.5))]),
+            r"row 0: image 'a' has the box .*; corners are pixels, at most 1,000,000",
+        ),
         (lambda folder: str(folder / "nowhere"), "no such file or folder, or an empty one; want detections.parquet"),
         (lambda folder: str(Path(submission(folder)).parent), "holds no predictions; want detections.parquet"),
         (
@@ -105,6 +114,14 @@ def test_a_mistake_is_told_in_one_line(dataset: str, tmp_path: Path, write, mess
         ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], "--part"),
         ([{"image_id": "a", "category_id": 99, "bbox": [0, 0, 1, 1], "score": 1}], "category_id is 99"),
         ([{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1], "score": 1}], "bbox is"),
+        (
+            [{"image_id": "a", "category_id": 1, "bbox": [0, 0, -1, 1], "score": 1}],
+            "entry 0: bbox is .*sides from 0 on",
+        ),
+        ([{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1e30, 1], "score": 1}], "entry 0: bbox is "),
+        ([{"image_id": "a", "category_id": 1, "bbox": [0, 0, True, 1], "score": 1}], "entry 0: bbox is "),
+        ([{"image_id": "a", "category_id": True, "bbox": [0, 0, 1, 1], "score": 1}], "entry 0: category_id is True"),
+        ([{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 5}], "entry 0: score is 5; want a number"),
         ([{"image_id": "a", "category_id": 1, "bbox": [0, 0, 1, 1]}], "score is None"),
         ([{"image_id": "q", "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], "image 'q' is not in"),
         ([{"category_id": 1}], "entry 0"),

@@ -47,12 +47,11 @@ def test_trials_survive_the_file(tmp_path: Path) -> None:
         checkpoint=f"{tmp_path}/trials/one/step-00000040",
         detections=f"{tmp_path}/trials/one/out_of_fold.parquet",
     )
-    elsewhere = replace(trial_of(2, 0.2), checkpoint="s3://bucket/one", detections="/another/place")
-    board = _board(_failed(3), elsewhere, rich)
+    board = _board(_failed(3), trial_of(2, 0.2), rich)
     write_leaderboard(str(tmp_path), board)
     again = read_leaderboard(str(tmp_path))
     assert again.trials[0] == rich
-    assert again.trials[1] == replace(elsewhere, history=[])
+    assert again.trials[1] == replace(trial_of(2, 0.2), history=[])
     assert math.isnan(again.trials[2].score)
     assert (again.trials[2].status, again.trials[2].reason) == ("failed", "the loss is nan")
     moved = tmp_path.parent / "moved"
@@ -66,13 +65,20 @@ def test_the_leaderboard_of_another_version_is_told(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     assert content["schema"] == 2
     file.write_text(json.dumps(content | {"schema": 1}))
-    with pytest.raises(
-        InputError, match=r"leaderboard.json: schema 1, written by another version.*run the search again"
-    ):
+    with pytest.raises(InputError, match=r"leaderboard.json: schema 1, want 2; run the search again"):
         read_leaderboard(str(tmp_path))
     del content["trials"][0]["status"], content["trials"][0]["score"]
     file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="field 'score' is missing"):
+    with pytest.raises(InputError, match=r"leaderboard.json: no field trials\[0\].score; was it edited"):
+        read_leaderboard(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["../other/trials/one", "/another/place", "s3://bucket/one"])
+def test_a_path_out_of_the_run_folder_is_refused(tmp_path: Path, place: str) -> None:
+    write_leaderboard(str(tmp_path), _board(trial_of(1, 0.3)))
+    file = tmp_path / "leaderboard.json"
+    file.write_text(file.read_text().replace('"checkpoint": ""', f'"checkpoint": "{place}"'))
+    with pytest.raises(InputError, match=rf"trials\[0\].checkpoint is '{place}'; want a path below this folder"):
         read_leaderboard(str(tmp_path))
 
 

@@ -125,7 +125,7 @@ def test_what_is_broken_is_refused(trial: Trial, truths: TruthsOfFold) -> None:
 
 def test_a_table_of_something_else_is_refused(trial: Trial, prepared: str, truths: TruthsOfFold) -> None:
     shutil.copy(Path(prepared) / "annotations" / "readers.parquet", trial.detections)
-    assert refusal(trial, truths).startswith(f"{trial.detections}: holds no detections")
+    assert refusal(trial, truths).startswith(f"{trial.detections}: no column 'boxes'; want image_id")
 
 
 def test_a_failed_trial_keeps_its_reason_and_has_no_score(trial: Trial, truths: TruthsOfFold) -> None:

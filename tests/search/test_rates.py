@@ -1,18 +1,22 @@
+import json
 import math
 
 import pytest
 
 from tests.search.histories import reports, trial_of
+from vbd import checked
 from vbd.config import TrainConfig
+from vbd.errors import InputError
 from vbd.search.rates import (
     Combination,
     Rate,
+    RateRow,
     combination_of,
     final_problem,
     no_rate,
     rate_of,
-    rates_from_json,
     rates_of,
+    rates_of_rows,
     rates_to_json,
     to_measure,
 )
@@ -94,18 +98,23 @@ def test_rates_come_back_from_json_with_what_failed() -> None:
     }
     rows = rates_to_json(rates)
     rows[0] |= dict.fromkeys(("step", "validation", "start"))  # as storage writes NaN
-    back = rates_from_json(rows)
+    back = rates_of_rows(_rows(rows), where="forecast.json")
     assert back[NANO] == rates[NANO]
     assert math.isnan(back[Combination("fcos", "resnet18", 128, 8)].step)
     assert back[Combination("fcos", "resnet18", 128, 8)].problem == "few"
-    with pytest.raises(KeyError, match="variant"):
-        rates_from_json([{"detector": "fcos"}])
+    with pytest.raises(InputError, match=r"^forecast.json: rates\[0\].variant is 'd0'; want one of nano, tiny"):
+        rates_of_rows(_rows([rows[0] | {"detector": "yolox", "variant": "d0"}]), where="forecast.json")
 
 
 def test_a_record_of_an_earlier_version_has_no_final_problem() -> None:
     (row,) = rates_to_json({NANO: no_rate("died")})
     del row["is_final"]
-    assert not rates_from_json([row])[NANO].is_final
+    row |= dict.fromkeys(("step", "validation", "start"))  # as storage writes NaN
+    assert not rates_of_rows(_rows([row]), where="forecast.json")[NANO].is_final
+
+
+def _rows(values: list[dict]) -> list[RateRow]:
+    return [checked.parse(json.dumps(row).encode(), RateRow, where="here", again="") for row in values]
 
 
 @pytest.mark.parametrize(

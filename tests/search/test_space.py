@@ -145,6 +145,14 @@ def test_a_grid_too_large_is_counted() -> None:
         draw_configs(_one(Candidate(TrainConfig(), choices=choices), searcher="grid"))
 
 
+def test_a_grid_too_large_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vbd.search.space._combinations", lambda space: pytest.fail("it was built"))
+    choices = {name: tuple(i / 100 for i in range(1, 101)) for name in ("strength", "weight_decay", "multi_scale")}
+    choices["multi_scale"] = tuple(i / 200 for i in range(100))
+    with pytest.raises(InputError, match="a grid of 1,000,000 combinations for yolox"):
+        spaces_of(_one(Candidate(TrainConfig(policy="B"), choices=choices), searcher="grid"))
+
+
 @pytest.mark.parametrize(
     ("candidate", "told"),
     [
@@ -154,20 +162,23 @@ def test_a_grid_too_large_is_counted() -> None:
         (Candidate(TrainConfig(), choices={"phase_steps": ((1,),)}), "phase_steps cannot be varied"),
         (Candidate(TrainConfig(), choices={"policy": ()}), "yolox: policy has no values"),
         (Candidate(TrainConfig(), choices={"image_size": (128, 100)}), "image_size is 100 for yolox"),
-        (Candidate(TrainConfig(), choices={"policy": ("A", "Z")}), "policy is 'Z'; choose one of A, B"),
-        (Candidate(TrainConfig(), choices={"batch_size": (8, "x")}), "batch_size is 'x'; want int"),
+        (Candidate(TrainConfig(), choices={"policy": ("A", "Z")}), "policy is 'Z'; want one of 'A', 'B'"),
+        (Candidate(TrainConfig(), choices={"batch_size": (8, "x")}), "batch_size is 'x'; want a whole number"),
         (Candidate(TrainConfig(), choices={"anchor_ratios": ((), (1.0,))}), r"anchor_ratios is \(1.0,\) for yolox"),
         (Candidate(TrainConfig(), choices={"batch_size": (8, 2), "accumulate": (1, 4)}), "accumulate is 4 for yolox"),
         (
             Candidate(TrainConfig(), ranges={"learning_rate": (1e-2, 1e-3)}),
             r"learning_rate 0.01..0.001: .* lower first",
         ),
-        (Candidate(TrainConfig(), ranges={"learning_rate": (0, 1e-3)}), "learning_rate is 0.0 for yolox"),
+        (
+            Candidate(TrainConfig(), ranges={"learning_rate": (0, 1e-3)}),
+            "learning_rate is 0.0; want more than 0 and at most 10",
+        ),
         (Candidate(TrainConfig(), ranges={"policy": (1, 2)}), "policy 1..2: the field is no number"),
         (Candidate(TrainConfig(), ranges={"pretrained": (0, 1)}), "pretrained 0..1: the field is no number"),
         (Candidate(TrainConfig(), ranges={"batch_size": (1.5, 4)}), "batch_size 1.5..4: want whole numbers"),
         (Candidate(TrainConfig(), ranges={"seed": (1, 2)}, choices={"seed": (1,)}), "seed has both values and bounds"),
-        (Candidate(TrainConfig(), trials=0), "0 trials for yolox"),
+        (Candidate(TrainConfig(), trials=0), "trials 0 for yolox: want 1 to 100000"),
     ],
 )
 @pytest.mark.parametrize("searcher", ["random", "optuna", "grid"])

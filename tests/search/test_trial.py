@@ -219,7 +219,7 @@ def test_a_broken_trial_is_told_with_its_file(run: _Run) -> None:
     run.begin()
     location = Path(run.folder().location) / "trial.json"
     location.write_text('{"schema": 2}')
-    with pytest.raises(InputError, match=r"trial\.json: field 'dataset' is missing"):
+    with pytest.raises(InputError, match=r"trial\.json: no field trial_id; was it edited"):
         read_trials(run.location)
 
 

@@ -136,10 +136,16 @@ def test_a_checkpoint_of_an_older_version_is_still_read(prepared: str, tmp_path:
     ("change", "told"),
     [
         ({"schema": 99}, "schema 99, want 1"),
-        ({"classes": ["lung"]}, "its 1 classes are not the 14 findings"),
+        ({"classes": ["lung"]}, r"classes is \['lung'\]; want the 14 findings of vbd"),
         ({"config_hash": "0" * 16}, "config_hash '0000000000000000' is not the hash of its config"),
-        ({"config": {"detector": "yolov5"}}, "detector is 'yolov5'"),
-        ({"step": None}, "field 'step' is missing or wrong"),
+        ({"config": {"detector": "yolov5"}}, "config.detector is 'yolov5'"),
+        ({"step": None}, "no field step; was it edited"),
+        ({"step": -1}, "step is -1; want 0 to"),
+        ({"prepared_size": -1}, "prepared_size is -1; want 0 to 8192"),
+        ({"image_format": "bmp"}, "image_format is 'bmp'; want one of 'png', 'png16' or 'jpeg'"),
+        ({"resize": "sideways"}, "resize is 'sideways'; want one of 'stretch' or 'letterbox'"),
+        ({"metrics": {"score": "x"}}, "metrics.score is 'x'; want null, or 0 to 1"),
+        ({"config": {"learning_rte": 1}}, "config.learning_rte is 1; want no such field"),
     ],
 )
 def test_a_description_that_does_not_hold_is_refused(

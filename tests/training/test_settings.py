@@ -71,7 +71,7 @@ def test_what_goes_with_a_setting_goes_along() -> None:
 def test_a_value_that_nobody_can_train_with_is_refused(item: str) -> None:
     with pytest.raises(InputError, match=f"--set: {item.partition('=')[0]}"):
         changed(TrainConfig(), parse_settings([item]))
-    with pytest.raises(InputError, match="threads 0: want 1 or more"):
+    with pytest.raises(InputError, match="--set threads=0: want 1 to 1024"):
         changed_options(RunOptions(), parse_settings(["threads=0"]))
 
 

@@ -1,15 +1,18 @@
 """Labels as COCO JSON that pycocotools loads, with the project's own extra keys, and back."""
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd import checked, storage
 from vbd.boxes import EMPTY, Boxes, areas, as_boxes, xyxy_to_xywh
+from vbd.checked import Count, Number, SafeName, Size, between
 from vbd.errors import InputError
-from vbd.labels import CLASS_NAMES
+from vbd.labels import CLASS_NAMES, NUM_FINDINGS
 from vbd.records import Truth
 
 # Decimals of a coordinate in JSON: a thousandth of a pixel.
@@ -57,6 +60,37 @@ def to_coco(
             entry for number, image in enumerate(ordered, start=1) for entry in _annotation_entries(number, image)
         ]
         document["annotations"] = [{"id": number} | entry for number, entry in enumerate(annotations, start=1)]
+    return document
+
+
+@dataclass(frozen=True)
+class _Image:
+    id: Count
+    image_id: SafeName
+    fold: Annotated[int, between(-1, 99)]
+    original_width: Size
+    original_height: Size
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    image_id: Count
+    category_id: Annotated[int, between(1, NUM_FINDINGS)]
+    bbox_original: tuple[Number, Number, Number, Number]
+    readers: Count
+
+
+@dataclass(frozen=True)
+class _Document:
+    images: tuple[_Image, ...]
+    annotations: tuple[_Annotation, ...] = ()
+
+
+def read_coco(location: str) -> dict[str, Any]:
+    """A document by `to_coco` from its file; raises InputError that names the place of a wrong value."""
+    data = storage.read_bytes(location)
+    checked.parse(data, _Document, where=location, again="prepare the dataset again")
+    document: dict[str, Any] = json.loads(data)
     return document
 
 

@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vbd import deletion, storage
+from vbd import checked, deletion, storage
 from vbd.augment.policies import TransformName, apply_transform, draw_transform, draws_of
 from vbd.boxes import as_boxes
-from vbd.config import ImageFormat, Layout, Policy, PrepareConfig
+from vbd.checked import check_rules
+from vbd.config import Copies, ImageFormat, Layout, Policy, PrepareConfig, Seed
 from vbd.data.coco import select_folds
 from vbd.data.images import decode_image, encode_image, suffix_of
 from vbd.data.labelling import ANNOTATIONS
-from vbd.data.materialise_rows import document, draw_contact_sheet
+from vbd.data.materialise_rows import PartFile, PlanFile, document, draw_contact_sheet
 from vbd.data.prepare import bytes_of_images, check_is_ours, prepare
 from vbd.data.prepare_tasks import count_in_ray, run_tasks
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
+from vbd.difference import shortened
 from vbd.errors import InputError
 from vbd.ownership import own
 from vbd.placement import check_decoding
@@ -44,6 +46,7 @@ _BASE = "prepared"
 _IMAGES_PER_TASK = 32
 _PROVENANCE = ("file_name", "source", "transform", "copy", "seed", "partners", "fold", "boxes_in", "boxes_out")
 _PART_NAME = re.compile(r"part-\d{5,}\.json")
+_COUNTS = ("train_images", "normal_images", "boxes", "near_duplicates", "test_lookalikes")
 _PICTURE_NAME = re.compile(r"__\d+-[a-z0-9]+$")
 
 
@@ -52,8 +55,8 @@ class Augmentation:
     """What an augmented dataset is made by, besides the prepared one."""
 
     policy: Policy
-    copies: int | None  # of each abnormal image, itself included; None is the policy's own number
-    seed: int
+    copies: Copies | None  # of each abnormal image, itself included; None is the policy's own number
+    seed: Seed
 
     def pictures(self, labels: Sequence[int]) -> int:
         """How many pictures become of an image; that many may be far too many to list."""
@@ -112,6 +115,10 @@ def prepare_and_materialise(
 
 def _counts_told(dataset: PreparedDataset) -> str:
     counts, options = dataset.counts, dataset.options
+    missing = next((name for name in _COUNTS if name not in counts), None)
+    if missing:
+        manifest = storage.join(dataset.location, "dataset.json")
+        raise checked.wrong(manifest, f"no field counts.{missing}", again="prepare the dataset again")
     tell(**counts)
     return (
         f"{counts['train_images']:,} training images of {options.image_size} px ({counts['normal_images']:,} normal) in "
@@ -123,8 +130,7 @@ def _counts_told(dataset: PreparedDataset) -> str:
 
 def _check(augmentation: Augmentation) -> None:
     copies = augmentation.copies
-    if copies is not None and copies < 1:
-        raise InputError(f"--copies {copies}: want 1 or more; the image itself is the first")
+    check_rules(augmentation, lambda name, value: f"--{name} {value}:")
     if augmentation.policy == "A" and copies not in (None, 1):
         raise InputError(f"--copies {copies}: policy A has nothing but the image itself; leave --copies out")
 
@@ -188,13 +194,12 @@ def _check_output(output: str, told: dict[str, Any], *, overwrite: bool) -> None
     check_is_ours(output, _PLAN, what="augmented dataset", besides=(_BASE,))
     if overwrite or not storage.exists(storage.join(output, _PLAN)):
         return
-    old = storage.read_object(storage.join(output, _PLAN))
-    other = next((name for name, value in told.items() if old.get(name) != value), None)
+    advice = "choose another --output, or pass --overwrite"
+    old = dataclasses.asdict(checked.read(storage.join(output, _PLAN), PlanFile, again=advice))
+    other = next((name for name, value in told.items() if old[name] != value), None)
     if other is not None:
-        raise InputError(
-            f"{output}: holds an augmented dataset of {other} {old.get(other)}, not {told[other]}; "
-            "choose another --output, or pass --overwrite"
-        )
+        before, now = shortened(old[other]), shortened(told[other])
+        raise InputError(f"{output}: holds an augmented dataset of {other} {before}, not {now}; {advice}")
 
 
 def _check_ids(image_ids: Sequence[str], dataset: PreparedDataset) -> None:
@@ -226,12 +231,12 @@ def _stale(tasks: Sequence[dict[str, str]], output: str) -> list[dict[str, str]]
     wanted: set[str] = set()
     known: set[str] = set()
     for name, data in zip(there, storage.read_many([storage.join(output, "parts", n) for n in there]), strict=True):
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a broken part counts as none
-            part = json.loads(data)
-            sizes = dict(part["sizes"])
+        with contextlib.suppress(InputError):  # a broken part counts as none
+            part = checked.parse(data, PartFile, where=name, again="")
+            sizes = part.sizes
             known |= set(sizes)
             is_whole = all(each in files and files[each].size == size for each, size in sizes.items())
-            if is_whole and part["key"] == keys.get(name):
+            if is_whole and part.key == keys.get(name):
                 done, wanted = done | {name}, wanted | set(sizes)
     deletion.keep_only(images, wanted, known.__contains__)
     return [task for task in tasks if task["part"] not in done]

@@ -1,20 +1,61 @@
 """The rows that describe the pictures of an augmented dataset, as COCO JSON and as a contact sheet."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 
 from vbd import storage
 from vbd.boxes import as_boxes
+from vbd.checked import Count, Number, SafeName, between
+from vbd.config import Copies, Policy, Seed
 from vbd.data.coco import LabelledImage, to_coco
 from vbd.data.images import decode_image
 from vbd.data.prepared import PreparedDataset
 from vbd.drawing import LAYER_COLOURS, Layer, contact_sheet, draw, png
-from vbd.labels import name_of
+from vbd.labels import NUM_FINDINGS, name_of
 
 # Contact sheet: how many images, and how large each picture is.
 _SHEET_IMAGES, _SHEET_SIDE = 4, 320
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """What `augmentation.json` holds."""
+
+    policy: Policy
+    copies: Copies | None
+    seed: Seed
+    version: int
+    dataset: str
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What a part holds of a picture."""
+
+    file_name: SafeName
+    source: SafeName
+    transform: str
+    copy: Count
+    seed: int
+    partners: tuple[SafeName, ...]
+    fold: Annotated[int, between(0, 99)]
+    boxes_in: Count
+    boxes_out: Count
+    boxes: tuple[tuple[Number, Number, Number, Number], ...]
+    labels: tuple[Annotated[int, between(0, NUM_FINDINGS - 1)], ...]
+    readers: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """What `parts/part-*.json` holds."""
+
+    key: str
+    rows: tuple[_Picture, ...]
+    sizes: dict[SafeName, Count]
 
 
 def document(rows: Sequence[dict[str, Any]], dataset: PreparedDataset) -> dict[str, Any]:

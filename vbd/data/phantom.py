@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd import deletion, storage
+from vbd import checked, deletion, storage
+from vbd.checked import Count
 from vbd.data.phantom_anatomy import expose
 from vbd.data.phantom_files import ImageFormat, encode_film
 from vbd.data.phantom_findings import draw_film
@@ -78,10 +79,15 @@ class PhantomOptions:
 class PhantomCounts:
     """What was written: images of the train part, how many of them hold findings, and rows with a box in train.csv."""
 
-    images: int
-    test_images: int
-    abnormal: int
-    readings: int
+    images: Count
+    test_images: Count
+    abnormal: Count
+    readings: Count
+
+
+@dataclass(frozen=True)
+class _Marker:
+    counts: PhantomCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -189,10 +195,10 @@ def _known(folder: str, told: dict) -> PhantomCounts | None:
     if MARKER not in names and UNFINISHED not in names:
         raise InputError(f"{folder}: not empty, and no synthetic data set; choose a new folder")
     if UNFINISHED not in names and "train.csv" in names:
-        old = storage.read_json(storage.join(folder, MARKER))
-        counts = old.pop("counts", None)
-        if old == told and counts is not None:
-            return PhantomCounts(**counts)
+        marker = storage.join(folder, MARKER)
+        found = checked.read(marker, _Marker, again="choose a new folder")
+        if found.counts is not None and storage.read_object(marker) == told | {"counts": asdict(found.counts)}:
+            return found.counts
     return None
 
 

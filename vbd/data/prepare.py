@@ -8,10 +8,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from vbd import deletion, storage
+from vbd import checked, deletion, storage
 from vbd.config import ImageFormat, Layout, PrepareConfig, check_prepare_config
 from vbd.data.folds import TooFewError
 from vbd.data.images import suffix_of
@@ -37,6 +38,7 @@ from vbd.data.prepare_shards import (
 )
 from vbd.data.prepared import SCHEMA, PreparedDataset, open_dataset
 from vbd.data.sources import Source, describe, read_source
+from vbd.difference import shortened
 from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
 from vbd.ownership import others, own
@@ -47,6 +49,13 @@ _MANIFEST, _PLAN, _REJECTS, _SAMPLE = "dataset.json", "plan.json", "rejects.csv"
 # Another number when the same readings and images would give other labels or folds than before.
 _LABELS_VERSION = 1
 _MAX_REASONS = 20
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `plan.json` holds."""
+
+    options: PrepareConfig
 
 
 def prepare(
@@ -152,17 +161,13 @@ def _check_is_this_one(output: str, config: PrepareConfig, image_ids: set[str], 
     """Raises InputError when the folder holds a dataset that this one would replace."""
     if not storage.exists(storage.join(output, _PLAN)):
         return
-    plan = storage.read_object(storage.join(output, _PLAN))
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    options = plan.get("options")
-    old = options if isinstance(options, dict) else {}
-    other = next((name for name, value in wanted.items() if old.get(name) != value), None)
     advice = "choose another --output, or pass --overwrite"
-    if plan.get("schema") != SCHEMA:
-        raise InputError(f"{output}: holds a dataset of another version of vbd; {advice}")
-    if other is not None:
+    old = checked.read(storage.join(output, _PLAN), _Plan, schema=SCHEMA, again=advice).options
+    if old != config:
+        other = next(name for name, value in dataclasses.asdict(config).items() if getattr(old, name) != value)
+        before, now = (shortened(getattr(options, other)) for options in (old, config))
         name = other.removeprefix("num_").replace("_", " ")
-        raise InputError(f"{output}: holds a dataset with {name} {old.get(other)!r}, not {wanted[other]!r}; {advice}")
+        raise InputError(f"{output}: holds a dataset with {name} {before}, not {now}; {advice}")
     known = set(earlier.by_image)
     if len(image_ids & known) < len(known) / 2:
         raise InputError(f"{output}: holds a dataset of other images; {advice}")

@@ -10,11 +10,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vbd import storage
+from vbd import checked, storage
+from vbd.checked import Count, Rule, SafeName
 from vbd.config import PrepareConfig
 from vbd.data.prepare_tasks import count_in_ray, run_tasks
 from vbd.errors import InputError, StoreError
@@ -28,17 +30,23 @@ _PIXELS_VERSION = 2
 _PIXEL_OPTIONS = ("image_size", "resize", "image_format", "channels", "duplicates")
 
 
+def _is_hex(text: str) -> bool:
+    return re.fullmatch("([0-9a-f]{2})*", text) is not None
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What became of one raw file."""
 
-    image_id: str
-    size: int  # of the raw file, bytes
+    image_id: SafeName
+    size: Count  # of the raw file, bytes
     mtime_ns: int  # of the raw file: it only spares reading files that did not change
     sha256: str  # of the raw file
-    height: int = 0  # of the raw image
-    width: int = 0
-    perceptual_hash: str = ""  # hex; empty when none was asked for, or the image is blank
+    height: Count = 0  # of the raw image
+    width: Count = 0
+    perceptual_hash: Annotated[str, Rule("hexadecimal digits", _is_hex)] = (
+        ""  # hex; empty when none was asked for, or the image is blank
+    )
     prepared_size: int = 0  # bytes
     prepared_sha256: str = ""
     refused: str = ""  # why there is no prepared image
@@ -47,6 +55,15 @@ class Receipt:
     def original_hw(self) -> tuple[int, int]:
         """Height and width of the raw image."""
         return self.height, self.width
+
+
+@dataclass(frozen=True)
+class _Receipts:
+    """What `receipts/<shard>.json` holds."""
+
+    key: str
+    shard_size: Count
+    images: tuple[Receipt, ...]
 
 
 @dataclass(frozen=True)
@@ -112,13 +129,10 @@ def _ids(content: bytes) -> list[str]:
 
 def _parsed(content: bytes, key: str) -> tuple[int, list[Receipt]] | None:
     """A receipt's shard size and images; None when it is broken or of other options."""
-    try:
-        told = json.loads(content)
-        items = [Receipt(**item) for item in told["images"]]
-        if told["key"] == key and all(isinstance(item.image_id, str) for item in items):
-            return int(told["shard_size"]), items
-    except (ValueError, TypeError, KeyError, AttributeError):
-        pass  # half written, or by hand: as if there were none
+    with contextlib.suppress(InputError):  # half written or edited: as if there were none
+        told = checked.parse(content, _Receipts, where="receipt", again="")
+        if told.key == key:
+            return told.shard_size, list(told.images)
     return None
 
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from vbd import storage
+from vbd import checked, storage
 from vbd.boxes import to_original
+from vbd.checked import Count, Fields, Rule, SafeName
 from vbd.commands import job_command
 from vbd.config import PrepareConfig
-from vbd.data.coco import from_coco
+from vbd.data.coco import from_coco, read_coco
 from vbd.errors import InputError
+from vbd.labels import CLASS_NAMES
 from vbd.records import Detections, Truth
 
 if TYPE_CHECKING:
@@ -22,6 +24,26 @@ SCHEMA = 2
 TEST_FOLD = -1
 # A fold number, all training images, or the test part.
 Part = int | str
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: SafeName
+
+
+_HAS_COUNTS = Rule("the numbers test_images and rejects", {"test_images", "rejects"}.issubset)
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What `open_dataset` needs of `dataset.json`."""
+
+    classes: Annotated[tuple[str, ...], Rule("the 14 findings of vbd", CLASS_NAMES.__eq__)]
+    options: PrepareConfig
+    fingerprint: str
+    synthetic: bool
+    counts: Annotated[dict[str, Any], Fields({"boxes_per_class": dict[str, Count]}, other=Count), _HAS_COUNTS]
+    shards: tuple[_Shard, ...]
 
 
 @dataclass(frozen=True)
@@ -49,26 +71,16 @@ def open_dataset(location: str) -> PreparedDataset:
         state = "preparing it was not finished" if "plan.json" in names else "no dataset.json"
         command = job_command("prepare", "--source", "RAW", "--output", location)
         raise InputError(f"{location}: not a prepared dataset ({state}); to prepare it, run: {command}")
-    content = storage.read_object(manifest)
-    if content.get("schema") != SCHEMA:
-        raise InputError(f"{manifest}: schema {content.get('schema')!r}, want {SCHEMA}; prepare the dataset again")
-    try:
-        return PreparedDataset(
-            location=storage.absolute(location),
-            classes=tuple(content["classes"]),
-            options=_options(content["options"]),
-            fingerprint=content["fingerprint"],
-            synthetic=content["synthetic"],
-            counts=content["counts"],
-            shards=tuple(shard["name"] for shard in content["shards"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{manifest}: field {error} is missing or wrong; prepare the dataset again") from None
-
-
-def _options(content: dict[str, Any]) -> PrepareConfig:
-    values: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in content.items()}
-    return PrepareConfig(**values)
+    found = checked.read(manifest, _Manifest, schema=SCHEMA, again="prepare the dataset again")
+    return PreparedDataset(
+        location=storage.absolute(location),
+        classes=found.classes,
+        options=found.options,
+        fingerprint=found.fingerprint,
+        synthetic=found.synthetic,
+        counts=found.counts,
+        shards=tuple(shard.name for shard in found.shards),
+    )
 
 
 def labels_table_schema() -> "pa.Schema":
@@ -115,7 +127,7 @@ def read_truths(dataset: PreparedDataset, part: Part) -> list[Truth]:
     location = storage.join(dataset.location, "annotations", name)
     if part == "test" and not storage.exists(location):
         raise InputError(f"{dataset.location}: the truth of the test part is not known here; score a fold instead")
-    return from_coco(storage.read_object(location), where=location)
+    return from_coco(read_coco(location), where=location)
 
 
 def image_sizes(dataset: PreparedDataset, part: Part) -> dict[str, tuple[int, int]]:
@@ -139,7 +151,7 @@ def parse_part(text: str) -> Part:
     """`test`, `train` or a fold number, as a command line gives it."""
     if text in ("test", "train"):
         return text
-    if not text.isdecimal():
+    if not (text.isdecimal() and len(text) < 10):
         raise InputError(f"--part {text}: want test, train or a fold number")
     return int(text)
 

@@ -94,7 +94,7 @@ def _parse(texts: Mapping[str, bytes]) -> tuple[dict[str, dict[str, Any]], dict[
         needed = ("images", "categories", "annotations") if _split_of(name) == "train" else ("images", "categories")
         try:
             content = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             faults[name] = f"not valid JSON ({str(error)[:200]})"
             continue
         if not isinstance(content, dict):

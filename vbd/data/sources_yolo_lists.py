@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from vbd import storage
 from vbd.data.sources_tables import IN_BOTH_PARTS, LIST_FILES, Listing, PathIndex, decode_text, known_labels
+from vbd.difference import shortened
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, name_of
 from vbd.rejects import Reject, reject
@@ -18,6 +19,7 @@ Split = Literal["train", "test"]
 Classes = Mapping[int, tuple[str, int | None]]  # a file's class number -> its name, and our label where there is one
 
 _CLASSES = "classes.txt"
+_LARGEST_YAML = 1_000_000  # bytes; its pure Python parser reads about as many in ten seconds
 _YAML_SUFFIXES = (".yaml", ".yml")
 _YAML_PARTS: dict[str, Split] = {"train": "train", "val": "train", "test": "test"}
 _YAML_KEYS = ("names", "nc", *_YAML_PARTS)
@@ -68,18 +70,39 @@ def read_setup(folder: str, listing: Listing) -> YoloSetup:
 
 def _data_yaml(folder: str, listing: Listing) -> tuple[str, dict[str, Any]]:
     """The name and content of the first yaml file that tells of a dataset; empty ones when there is none."""
-    import yaml
-
     names = [name for name in listing.others if "/" not in name and name.lower().endswith(_YAML_SUFFIXES)]
     for name in sorted(names, key=lambda name: (not name.startswith("data"), name)):
         file = storage.join(folder, name)
-        try:
-            document = yaml.safe_load(storage.read_bytes(file))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: not valid YAML ({str(error).splitlines()[0]})") from None
+        document = _read_yaml(file)
         if isinstance(document, dict) and any(key in document for key in _YAML_KEYS):
             return name, document
     return "", {}
+
+
+def _read_yaml(file: str) -> Any:
+    """The content of a yaml file; raises InputError for one with aliases, ten lines of which can stand for gigabytes."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Loads plain values and no aliases."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                raise InputError(
+                    f"{file}:{event.start_mark.line + 1}: the alias *{event.anchor}; write the values out instead of naming them"
+                )
+            return super().compose_node(parent, index)
+
+    data = storage.read_bytes(file)
+    if len(data) > _LARGEST_YAML:
+        raise InputError(
+            f"{file}: {len(data):,} bytes, want at most {_LARGEST_YAML:,}; put lists of images into text files"
+        )
+    try:
+        return yaml.load(data, Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not valid YAML ({(str(error).splitlines() or [''])[0][:200]})") from None
 
 
 def _classes(names: Mapping[int, str], file: str) -> Classes:
@@ -92,8 +115,13 @@ def _classes(names: Mapping[int, str], file: str) -> Classes:
 def _yaml_names(listed: Any, file: str) -> dict[int, str]:
     if not isinstance(listed, dict | list):
         raise InputError(f"{file}: no list called 'names'; add the class names in the order of their numbers")
+    numbered = list(listed.items() if isinstance(listed, dict) else enumerate(listed))
+    for number, name in numbered:
+        if isinstance(name, dict | list | set | tuple):
+            raise InputError(
+                f"{file}: 'names' has {shortened(name)} for {shortened(number)}; want 0: name, 1: name, ..."
+            )
     try:
-        numbered = listed.items() if isinstance(listed, dict) else enumerate(listed)
         return {int(number): str(name) for number, name in numbered}
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{file}: 'names' has a key that is no number; want 0: name, 1: name, ...") from None

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vbd import storage
+from vbd.detections import read_detections
 from vbd.ensemble.predict import Request, name_checkpoints, write_predictions
 from vbd.ensemble.predict_outputs import Found
 from vbd.ensemble.recipe import FILE, Recipe, make_again, read_recipe
 from vbd.errors import InputError
-from vbd.records import Detections, detections_from_table, detections_to_table
+from vbd.records import Detections, detections_to_table
 
 NAME = "ensemble"
 
@@ -49,7 +50,7 @@ def write_ensemble(run: str, request: Request, **options: Any) -> tuple[int, int
 def _apply(recipe: Recipe, request: Request) -> list[Detections]:
     found = {
         member: [
-            detections_from_table(storage.read_table(storage.join(request.output, f"{table}.parquet")))
+            read_detections(storage.join(request.output, f"{table}.parquet"))
             for table in _tables_of(member, request.checkpoints)
         ]
         for member in recipe.members

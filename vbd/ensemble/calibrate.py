@@ -7,12 +7,13 @@ live in JSON.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.ensemble.calibration_curves import Curve, curve_from_json, fit_best
+from vbd.checked import between
+from vbd.ensemble.calibration_curves import Curve, fit_best
 from vbd.evaluation.average_precision import flatten, match_flat
 from vbd.labels import NO_FINDING, NUM_FINDINGS
 from vbd.records import Detections, Truth
@@ -27,7 +28,7 @@ class Calibration:
     """One model's curves: of its own for classes with enough true positives, pooled for the others."""
 
     pooled: Curve
-    per_class: dict[int, Curve]
+    per_class: dict[Annotated[int, between(0, NUM_FINDINGS - 1)], Curve]
 
     def apply(self, detections: Sequence[Detections]) -> list[Detections]:
         """The same detections with P(true positive) as score, by descending score."""
@@ -47,17 +48,11 @@ class Calibration:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; `calibration_from_json` is the inverse."""
+        """Plain numbers, of which `checked.parse` makes a Calibration again."""
         return {
             "pooled": dataclasses.asdict(self.pooled),
             "per_class": {str(label): dataclasses.asdict(curve) for label, curve in self.per_class.items()},
         }
-
-
-def calibration_from_json(values: dict[str, Any]) -> Calibration:
-    """A Calibration from what `to_json` gave."""
-    curves = {int(label): curve_from_json(curve) for label, curve in values["per_class"].items()}
-    return Calibration(curve_from_json(values["pooled"]), curves)
 
 
 def fit_calibration(

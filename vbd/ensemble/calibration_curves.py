@@ -7,12 +7,13 @@ that keeps their order comes to the same; the quantile is then calibrated by bet
 """
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, assert_never, get_args
+from typing import Literal, assert_never, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vbd.checked import Number, Seconds, Share
 
 # The steadiest first.
 Kind = Literal["beta", "rank", "isotonic"]
@@ -35,8 +36,8 @@ _POINTS = 2048
 class Losses:
     """How well probabilities predict true positives, on boxes that they were not fitted on."""
 
-    log_loss: float
-    brier: float  # mean squared error
+    log_loss: Seconds
+    brier: Share  # mean squared error
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,21 @@ class Curve:
     """A strictly rising function of the score."""
 
     kind: Kind
-    scores: tuple[float, ...] = ()  # knots of isotonic and rank
-    values: tuple[float, ...] = ()  # there: probabilities of isotonic, quantiles of rank
-    coefficients: tuple[float, ...] = ()  # a, b, c of beta and rank: logit p = a ln s - b ln(1 - s) + c
+    scores: tuple[Share, ...] = ()  # knots of isotonic and rank
+    values: tuple[Share, ...] = ()  # there: probabilities of isotonic, quantiles of rank
+    coefficients: tuple[Number, ...] = ()  # a, b, c of beta and rank: logit p = a ln s - b ln(1 - s) + c
     losses: dict[Kind, Losses] = field(
         default_factory=dict
     )  # out of fold, of every kind; empty when there was no choice
+
+    def __post_init__(self) -> None:
+        knots, coefficients = len(self.scores), len(self.coefficients)
+        if knots != len(self.values) or (self.kind != "beta" and not knots) or list(self.scores) != sorted(self.scores):
+            raise ValueError(
+                f"{self.kind}: {knots} scores and {len(self.values)} values; want rising scores with a value each"
+            )
+        if coefficients != (0 if self.kind == "isotonic" else 3):
+            raise ValueError(f"{self.kind}: {coefficients} coefficients; want {0 if self.kind == 'isotonic' else 3}")
 
     def __call__(self, scores: NDArray) -> NDArray[np.float64]:
         """Probabilities of scores (n,) in 0..1 -> (n,)."""
@@ -67,13 +77,6 @@ class Curve:
                 return _sigmoid(_beta_features(quantiles) @ np.array(self.coefficients))
             case _:
                 assert_never(self.kind)
-
-
-def curve_from_json(values: Mapping[str, Any]) -> Curve:
-    """A Curve from what `dataclasses.asdict` gave, through JSON."""
-    numbers = {name: tuple(values[name]) for name in ("scores", "values", "coefficients")}
-    losses = {kind: Losses(**each) for kind, each in values["losses"].items()}
-    return Curve(kind=values["kind"], losses=losses, **numbers)
 
 
 def fit_best(scores: NDArray, hits: NDArray[np.bool_], parts: NDArray[np.int64]) -> Curve:

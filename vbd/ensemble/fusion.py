@@ -7,11 +7,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never, get_args
+from typing import Annotated, Any, Literal, assert_never, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.checked import Share, between
 from vbd.errors import InputError
 from vbd.fusing import CONFIDENCES, Confidence, Fused, weighted_box_fusion
 from vbd.labels import NUM_FINDINGS
@@ -33,9 +34,9 @@ class FusionOptions:
     method: Method = "wbf"
     confidence: Confidence = "avg"  # of wbf
     iou_threshold: float | Mapping[int, float] = 0.5  # one number, or one for each of the labels 0..13
-    skip_threshold: float = 0.0  # boxes of a lower score, before weights, are left out
-    sigma: float = 0.5  # of soft_nms_gaussian
-    min_score: float = 1e-3  # of both soft_nms: what decays to this is left out
+    skip_threshold: Share = 0.0  # boxes of a lower score, before weights, are left out
+    sigma: Annotated[float, between(0, 1e6, above=True)] = 0.5  # of soft_nms_gaussian
+    min_score: Share = 1e-3  # of both soft_nms: what decays to this is left out
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -58,19 +59,11 @@ class FusionOptions:
         return np.array([self.iou_threshold[label] for label in range(NUM_FINDINGS)], np.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; `options_from_json` is the inverse."""
+        """Plain numbers, of which `checked.parse` makes the options again."""
         values = dataclasses.asdict(self)
         if isinstance(self.iou_threshold, Mapping):
             values["iou_threshold"] = {str(label): value for label, value in self.iou_threshold.items()}
         return values
-
-
-def options_from_json(values: Mapping[str, Any]) -> FusionOptions:
-    """FusionOptions from what `to_json` gave."""
-    threshold = values["iou_threshold"]
-    if isinstance(threshold, Mapping):
-        threshold = {int(label): float(value) for label, value in threshold.items()}
-    return FusionOptions(**{**values, "iou_threshold": threshold})
 
 
 @dataclass(frozen=True)

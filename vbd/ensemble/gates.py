@@ -7,11 +7,12 @@ before it was fitted on: tuned on the known images, scored on the unseen ones.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never, get_args
+from typing import Annotated, Any, Literal, assert_never, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.checked import between
 from vbd.evaluation.average_precision import (
     FlatBoxes,
     Matches,
@@ -45,7 +46,7 @@ class Gate:
     """A rule and its parameter: the exponent of `damp`, the threshold of `replace`, the share of `quota`."""
 
     kind: Kind = "append"
-    parameter: float = 0.0
+    parameter: Annotated[float, between(0, 100)] = 0.0
 
     def factors(self, p: NDArray) -> NDArray[np.float64]:
         """What the scores of each image's boxes are multiplied by, given P(no finding) (n,) -> (n,); at 0 they are left out."""
@@ -194,8 +195,3 @@ def choose_kind(flag: GateFlag, worths: Mapping[Kind, Worth]) -> Kind:
         return flag
     damp = worths["damp"]
     return "damp" if damp.over_append.estimate > 0 and damp.parameter > 0 else "append"
-
-
-def gate_from_json(values: Mapping[str, Any]) -> Gate:
-    """A Gate from what `dataclasses.asdict` gave."""
-    return Gate(values["kind"], values["parameter"])

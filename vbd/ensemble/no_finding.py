@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.checked import Number
 from vbd.ensemble.calibrate import split_parts
 from vbd.ensemble.calibration_curves import losses_of
 from vbd.errors import InputError
@@ -66,8 +67,13 @@ class NoFinding:
     """A logistic regression on the features of one source."""
 
     source: Source
-    coefficients: tuple[float, ...]
-    intercept: float
+    coefficients: tuple[Number, ...]
+    intercept: Number
+
+    def __post_init__(self) -> None:
+        wanted = {"boxes": 2, "classifiers": 1, "both": 3}[self.source]
+        if len(self.coefficients) != wanted:
+            raise ValueError(f"{len(self.coefficients)} coefficients of the source {self.source}; want {wanted}")
 
     def probabilities(self, evidence: Evidence) -> NDArray[np.float64]:
         """P(normal image) -> (n,), strictly between 0 and 1."""
@@ -75,13 +81,8 @@ class NoFinding:
         return 1 / (1 + np.exp(-np.clip(logits, -_MOST_LOGIT, _MOST_LOGIT)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; `no_finding_from_json` is the inverse."""
+        """Plain numbers, of which `checked.parse` makes a NoFinding again."""
         return dataclasses.asdict(self)
-
-
-def no_finding_from_json(values: Mapping[str, Any]) -> NoFinding:
-    """A NoFinding from what `to_json` gave."""
-    return NoFinding(values["source"], tuple(values["coefficients"]), values["intercept"])
 
 
 def box_features(detections: Sequence[Detections]) -> NDArray[np.float64]:

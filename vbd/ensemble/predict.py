@@ -25,7 +25,7 @@ from vbd.ownership import own
 from vbd.progress import Progress
 from vbd.records import Detections, detections_from_table, finds_nothing
 from vbd.rejects import Reject
-from vbd.training.members import MANIFEST, members_folder
+from vbd.training.members import members_folder, read_manifest
 
 # Images of a part, about: what is done again when a run was killed, and whose pixels travel together.
 _PART_IMAGES = 16
@@ -214,20 +214,8 @@ def name_checkpoints(folders: Sequence[str], run: str = "") -> dict[str, str]:
 
 def _members_of(run: str) -> dict[str, str]:
     """The checkpoints in the manifest of a search's `best/` or of a training: `<member>`, or with its place among several."""
-    folder = storage.absolute(members_folder(run))
-    location = storage.join(folder, MANIFEST)
-    if not storage.exists(location):
-        raise InputError(
-            f"{run}: no manifest.json; a search (jobs/tune.py) or training (jobs/train.py) writes it at its end"
-        )
     named: dict[str, str] = {}
-    try:
-        for member in storage.read_object(location)["members"]:
-            for place, name in enumerate(member["folders"]):
-                own = member["name"] if len(member["folders"]) == 1 else f"{member['name']}-{place}"
-                named[own] = storage.join(folder, name)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{location}: field {error} is missing or wrong; run the search again") from None
-    if not named:
-        raise InputError(f"{location}: no members; run the search again")
+    for member in read_manifest(storage.absolute(members_folder(run))).members:
+        for place, folder in enumerate(member.folders):
+            named[member.name if len(member.folders) == 1 else f"{member.name}-{place}"] = folder
     return named

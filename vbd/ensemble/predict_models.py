@@ -75,7 +75,7 @@ def open_checkpoint(folder: str, items: Sequence[Item]) -> Checkpoint:
     read_weights(folder, info)
     known = info.files.get("model.pt")
     location = storage.join(folder, "model.pt")
-    digest = known["sha256"] if known else hashlib.sha256(storage.read_bytes(location)).hexdigest()
+    digest = known.sha256 if known else hashlib.sha256(storage.read_bytes(location)).hexdigest()
     return Checkpoint(folder, info, digest)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vbd import storage
 from vbd.boxes import EMPTY, to_prepared, xyxy_to_xywh
+from vbd.data.coco import read_coco
 from vbd.data.images import decode_image, read_gray
 from vbd.data.prepare_tasks import Task, run_tasks
 from vbd.data.prepared import PreparedDataset, open_dataset
@@ -179,7 +180,7 @@ def _coco_results(
 
 def _numbers(dataset: PreparedDataset, part: str) -> dict[str, int]:
     name = {"train": "instances_all", "test": "image_info_test"}.get(part, f"instances_fold{part}")
-    document = storage.read_object(storage.join(dataset.location, "annotations", f"{name}.json"))
+    document = read_coco(storage.join(dataset.location, "annotations", f"{name}.json"))
     return {image["image_id"]: image["id"] for image in document["images"]}
 
 

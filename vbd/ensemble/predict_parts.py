@@ -9,9 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vbd import deletion, storage
+from vbd import checked, deletion, storage
+from vbd.checked import Count, Rule, SafeName
 from vbd.difference import first_difference
 from vbd.ensemble.predict_images import Item
 from vbd.ensemble.predict_stages import FoundPart
@@ -27,6 +29,19 @@ _PARTS, _REJECTS = "parts", b"rejects"
 _PART_NAME = re.compile(r"part-[0-9]{5,}-[0-9a-f]{16}\.parquet")
 # Facts of an image that are no reason to look at it again: the folder may have been moved.
 _NO_FACTS = ("path",)
+
+
+def _are_counts(values: Mapping[str, int]) -> bool:
+    return set(values) == {"images", "rejects"}
+
+
+@dataclass(frozen=True)
+class _File:
+    """What `Output` needs of `predictions.json`."""
+
+    checkpoints: dict[SafeName, Any] = field(default_factory=dict)
+    images: str = ""
+    counts: Annotated[dict[str, Count], Rule("the numbers images and rejects", _are_counts)] | None = None
 
 
 class Output:
@@ -49,24 +64,26 @@ class Output:
         self.description = {"schema": SCHEMA, **json.loads(json.dumps(description))}
         self._files = {number: self._name(number, items) for number, items in enumerate(parts)}
         self._digest = _hash(sorted(self._files.values()))
-        before = self._read()
+        before, known = self._read()
         told = {name: before.get(name) for name in self.description}
-        self._older = {f"{name}.parquet" for name in before.get("checkpoints", {})}
+        self._older = {f"{name}.parquet" for name in known.checkpoints}
         if before and told != self.description and not overwrite:
             raise InputError(
                 f"{folder}: holds other predictions ({first_difference(told, self.description)}); "
                 "choose another --output, or --overwrite them"
             )
-        self.is_finished = not overwrite and before.get("images") == self._digest
-        self.counts: dict[str, int] = before.get("counts", {}) if self.is_finished else {}
+        self.is_finished = not overwrite and known.images == self._digest and known.counts is not None
+        self.counts: dict[str, int] = (known.counts or {}) if self.is_finished else {}
 
     def _name(self, number: int, items: Sequence[Item]) -> str:
         facts = [{name: value for name, value in item.items() if name not in _NO_FACTS} for item in items]
         return f"part-{number:05d}-{_hash([self.description, facts])}.parquet"
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, Any], "_File"]:
         location = storage.join(self.folder, PREDICTIONS)
-        return storage.read_object(location) if storage.exists(location) else {}
+        if not storage.exists(location):
+            return {}, _File()
+        return storage.read_object(location), checked.read(location, _File, again="choose another --output")
 
     def begin(self) -> list[int]:
         """Says what is coming, and removes what is not of it; returns the numbers of the parts that are missing."""

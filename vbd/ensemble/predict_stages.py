@@ -185,7 +185,8 @@ def _stream(
 
 def _cost(checkpoint: Checkpoint) -> float:
     """About how long an image takes, in no unit: weights times pixels."""
-    size = checkpoint.info.files.get("model.pt", {}).get("size", 1)
+    facts = checkpoint.info.files.get("model.pt")
+    size = facts.size if facts else 1
     return float(size) * checkpoint.info.config.image_size**2
 
 

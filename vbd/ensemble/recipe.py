@@ -1,21 +1,24 @@
 """The whole recipe of an ensemble, from the members' raw detections to what is submitted, as it lives in `ensemble.json`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from vbd import storage
+from vbd import checked, storage
+from vbd.checked import NanForNull, SafeName, Score, between
 from vbd.commands import job_command
-from vbd.ensemble.calibrate import Calibration, calibration_from_json
-from vbd.ensemble.fusion import FusionOptions, fuse_all, options_from_json
-from vbd.ensemble.gates import Gate, gate_from_json
-from vbd.ensemble.no_finding import Evidence, NoFinding, mean_logits, no_finding_from_json
+from vbd.ensemble.calibrate import Calibration
+from vbd.ensemble.fusion import FusionOptions, fuse_all
+from vbd.ensemble.gates import Gate
+from vbd.ensemble.no_finding import Evidence, NoFinding, mean_logits
 from vbd.errors import InputError
 from vbd.records import Detections
 
 SCHEMA = 2
 FILE = "ensemble.json"
+Difference = Annotated[float, between(-1, 1), NanForNull()]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Recipe:
         return self.gate.apply(detections, self.no_finding.probabilities(evidence))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; `recipe_from_json` is the inverse."""
+        """Plain numbers; `read_recipe` is the inverse."""
         return {
             "weights": self.weights,
             "fusion": self.options.to_json(),
@@ -73,16 +76,26 @@ def _fuse_checkpoints(runs: Sequence[Sequence[Detections]], options: FusionOptio
     return list(runs[0]) if len(runs) == 1 else fuse_all(runs, [1.0] * len(runs), options)
 
 
-def recipe_from_json(values: Mapping[str, Any]) -> Recipe:
-    """A Recipe from what `to_json` gave, through JSON."""
-    return Recipe(
-        weights=dict(values["weights"]),
-        options=options_from_json(values["fusion"]),
-        calibrations={name: calibration_from_json(each) for name, each in values["calibrations"].items()},
-        classifiers=tuple(values["classifiers"]),
-        no_finding=no_finding_from_json(values["no_finding"]),
-        gate=gate_from_json(values["gate"]),
-    )
+@dataclass(frozen=True)
+class _RecipeFile:
+    """A recipe as `to_json` writes it."""
+
+    weights: dict[SafeName, Annotated[float, between(0, 1e6, above=True)]]
+    fusion: FusionOptions
+    calibrations: dict[SafeName, Calibration]
+    classifiers: tuple[SafeName, ...]
+    no_finding: NoFinding
+    gate: Gate
+
+    def __post_init__(self) -> None:
+        if not set(self.weights) <= set(self.calibrations):
+            raise ValueError("a calibration is missing; want one for each detector with a weight")
+        if not self.weights and not self.classifiers:
+            raise ValueError("neither weights nor classifiers; want a member")
+        has_classifiers, has_boxes = bool(self.classifiers), bool(self.weights)
+        needed = {"boxes": has_boxes, "classifiers": has_classifiers, "both": has_boxes and has_classifiers}
+        if not needed[self.no_finding.source]:
+            raise ValueError(f"no_finding.source is {self.no_finding.source}, of which there is no member")
 
 
 def make_again(run: str) -> str:
@@ -90,22 +103,56 @@ def make_again(run: str) -> str:
     return f"to make the ensemble, run: {job_command('ensemble', '--run', run, '--data', 'DATA')}"
 
 
-def read_ensemble(run: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ScoresRow:
+    """Scores as `ensemble.json` holds them; NaN where there is none."""
+
+    map_40_findings: Score = math.nan
+    map_40: Score = math.nan
+    per_class: dict[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IntervalRow:
+    """An interval as `ensemble.json` holds it."""
+
+    estimate: Difference = math.nan
+    low: Difference = math.nan
+    high: Difference = math.nan
+
+
+@dataclass(frozen=True)
+class GainRow:
+    """What the ensemble gains over the best single model; without a verdict where that was not measured."""
+
+    fused: Score = math.nan
+    single: Score = math.nan
+    interval: IntervalRow = IntervalRow()
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class EnsembleFile:
+    """What other programs need of `ensemble.json`; a field that is left out is empty."""
+
+    recipe: _RecipeFile | None = None
+    single_scores: dict[str, Score] = field(default_factory=dict)
+    test: dict[str, ScoresRow] = field(default_factory=dict)
+    out_of_fold: ScoresRow = ScoresRow()
+    gain: GainRow = GainRow()
+
+
+def read_ensemble(run: str) -> EnsembleFile:
     """`ensemble.json` of a run; raises InputError when there is none, or when another version wrote it."""
     location = storage.join(run, FILE)
     if not storage.exists(location):
         raise InputError(f"{run}: no {FILE}; {make_again(run)}")
-    content = storage.read_object(location)
-    if content.get("schema") != SCHEMA:
-        raise InputError(f"{location}: schema {content.get('schema')!r}, want {SCHEMA}; {make_again(run)}")
-    return content
+    return checked.read(location, EnsembleFile, schema=SCHEMA, again=make_again(run))
 
 
 def read_recipe(run: str) -> Recipe:
     """The recipe in `ensemble.json` of a run; raises InputError when there is none that can be applied."""
-    content = read_ensemble(run)
-    try:
-        return recipe_from_json(content["recipe"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        location = storage.join(run, FILE)
-        raise InputError(f"{location}: field {error} is missing or wrong; {make_again(run)}") from None
+    found = read_ensemble(run).recipe
+    if found is None:
+        raise checked.wrong(storage.join(run, FILE), "no field recipe", again=make_again(run))
+    return Recipe(found.weights, found.fusion, found.calibrations, found.classifiers, found.no_finding, found.gate)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vbd import storage
 from vbd.augment.balance import effective_counts, policy_factors, repeat_factors
 from vbd.boxes import areas, to_prepared
-from vbd.data.coco import from_coco
+from vbd.data.coco import from_coco, read_coco
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
@@ -56,7 +56,7 @@ class Census:
 
 def read_census(dataset: PreparedDataset) -> Census:
     """Reads the annotations of a prepared dataset; no image is opened."""
-    document = storage.read_object(storage.join(dataset.location, "annotations", "instances_all.json"))
+    document = read_coco(storage.join(dataset.location, "annotations", "instances_all.json"))
     images = document["images"]
     known = [image["image_id"] for image in images]
     tables = {

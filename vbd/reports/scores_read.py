@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vbd import storage
 from vbd.boxes import as_boxes, xywh_to_xyxy
 from vbd.data import prepared
+from vbd.data.coco import read_coco
 from vbd.data.prepared import (
     TEST_FOLD,
     Part,
@@ -20,19 +21,17 @@ from vbd.data.prepared import (
     sample_submission_ids,
     to_detections,
 )
+from vbd.detections import LARGEST_PIXEL, read_detections
+from vbd.difference import shortened
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
-from vbd.records import Detections, Truth, detections_from_table
+from vbd.records import Detections, Truth
 from vbd.submission import read_submission
 from vbd.submission_check import known_id, read_sheet
 from vbd.training.members import MANIFEST, OUT_OF_FOLD, read_members
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 DETECTIONS = "detections.parquet"
 _KINDS = f"{DETECTIONS}, {OUT_OF_FOLD}, {MANIFEST}, a submission.csv or COCO results (.json)"
-_COLUMNS = ("image_id", "boxes", "scores", "labels", "no_finding")
 
 
 @dataclass(frozen=True)
@@ -92,51 +91,7 @@ def _read_members(folder: str, dataset: PreparedDataset) -> list[Source]:
 
 
 def _read_tables(location: str, files: Sequence[str], member: str = "") -> Source:
-    return Source(location, tuple(files), [found for file in files for found in _read_table(file)], member)
-
-
-def _read_table(location: str) -> list[Detections]:
-    table = storage.read_table(location)
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise InputError(f"{location}: no column {missing[0]!r}; want {', '.join(_COLUMNS)}, as jobs/predict.py writes")
-    try:
-        detections = detections_from_table(_typed(table, location))
-    except (ValueError, TypeError) as error:  # a row whose lists have different lengths, or none
-        raise InputError(f"{location}: {error}; write it as jobs/predict.py does") from None
-    for found in detections:
-        bad = (found.labels < 0) | (found.labels >= NUM_FINDINGS)
-        if bad.any():
-            label = int(found.labels[bad.argmax()])
-            raise InputError(
-                f"{location}: image {found.image_id!r} has the label {label}; labels are 0 to {NUM_FINDINGS - 1}, "
-                "and P(normal) stands in the column no_finding"
-            )
-    return detections
-
-
-def _typed(table: "pa.Table", location: str) -> "pa.Table":
-    """The columns of `detections_to_table`, in its types."""
-    import pyarrow as pa
-
-    types = {
-        "image_id": pa.string(),
-        "boxes": pa.list_(pa.list_(pa.float32(), 4)),
-        "scores": pa.list_(pa.float32()),
-        "labels": pa.list_(pa.int64()),
-        "no_finding": pa.float64(),
-    }
-    columns = {}
-    for name, wanted in types.items():
-        try:
-            columns[name] = table[name].cast(wanted)
-        except pa.ArrowException:
-            raise InputError(
-                f"{location}: column {name!r} holds {table[name].type}, want {wanted}, as jobs/predict.py writes"
-            ) from None
-        if name != "no_finding" and columns[name].null_count:
-            raise InputError(f"{location}: column {name!r} has an empty cell; an image without boxes has empty lists")
-    return pa.table(columns)
+    return Source(location, tuple(files), [found for file in files for found in read_detections(file)], member)
 
 
 # -------------------------------------------------------------------------------------------------------- COCO results
@@ -177,18 +132,27 @@ def _image_names(location: str, dataset: PreparedDataset, part: Part | None) -> 
         )
     name = {"train": "instances_all", "test": "image_info_test"}.get(str(part), f"instances_fold{part}")
     file = storage.join(dataset.location, "annotations", f"{name}.json")
-    return {image["id"]: image["image_id"] for image in storage.read_json(file)["images"]}
+    return {image["id"]: image["image_id"] for image in read_coco(file)["images"]}
 
 
 def _checked(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    bbox, category = entry.get("bbox"), entry.get("category_id")
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, (int, float)) for value in bbox)):
-        raise InputError(f"{where}: bbox is {bbox!r}; want [x, y, width, height]")
-    if not (isinstance(category, int) and 1 <= category <= NUM_FINDINGS):
-        raise InputError(f"{where}: category_id is {category!r}; want 1 to {NUM_FINDINGS}")
-    if not isinstance(entry.get("score"), (int, float)):
-        raise InputError(f"{where}: score is {entry.get('score')!r}; want a number")
+    values: list[Any] = [entry.get(name) for name in ("bbox", "category_id", "score")]
+    bbox, category, score = values
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_pixel, bbox)) and min(bbox[2:]) >= 0):
+        raise InputError(f"{where}: bbox is {shortened(bbox)}; want [x, y, width, height] in pixels, sides from 0 on")
+    if not (_is_number(category) and category in range(1, NUM_FINDINGS + 1)):
+        raise InputError(f"{where}: category_id is {shortened(category)}; want 1 to {NUM_FINDINGS}")
+    if not (_is_number(score) and 0 <= score <= 1):
+        raise InputError(f"{where}: score is {shortened(score)}; want a number from 0 to 1")
     return entry
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_pixel(value: Any) -> bool:
+    return _is_number(value) and abs(value) <= LARGEST_PIXEL
 
 
 def _from_coco_results(

@@ -7,11 +7,12 @@ import numpy as np
 
 from vbd import storage
 from vbd.data.prepared import PreparedDataset, read_truths
+from vbd.detections import read_detections
 from vbd.evaluation.intervals import bootstrap_of
 from vbd.evaluation.matching import match
 from vbd.evaluation.score import interval_of
 from vbd.labels import CLASS_NAMES
-from vbd.records import Detections, Trial, Truth, detections_from_table
+from vbd.records import Detections, Trial, Truth
 from vbd.reports.page import Plot, Section, label, matrix
 from vbd.reports.search_figures import families, strength_in_words
 from vbd.search.leaderboard import is_scored
@@ -68,7 +69,7 @@ def best_first(trials: Sequence[Trial]) -> list[Trial]:
 
 def read_kept(location: str) -> list[Detections]:
     """The detections of a trial; none where they are not there any more."""
-    return detections_from_table(storage.read_table(location)) if storage.exists(location) else []
+    return read_detections(location) if storage.exists(location) else []
 
 
 def _measured(trial: Trial, detections: Sequence[Detections], truths: Sequence[Truth]) -> Measured:

@@ -7,6 +7,7 @@ from vbd import storage
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import Trial
+from vbd.search.claim import read_claim
 from vbd.search.leaderboard import Leaderboard, is_scored, ranked, read_leaderboard
 from vbd.search.trial import read_trials
 from vbd.training.members import MANIFEST
@@ -30,12 +31,11 @@ def read_search(run: str, data: str | None = None) -> SearchRun:
     Raises InputError when the folder holds neither, and when `data` is another dataset than the search's.
     """
     dataset = open_dataset(data) if data else None
-    plan_location, board_location = (storage.join(run, name) for name in ("run.json", "leaderboard.json"))
-    board = read_leaderboard(run) if storage.exists(board_location) else None
-    plan = storage.read_object(plan_location) if storage.exists(plan_location) else {}
-    if board is None and not plan:
+    board = read_leaderboard(run) if storage.exists(storage.join(run, "leaderboard.json")) else None
+    claim = read_claim(run)
+    if board is None and claim is None:
         raise InputError(f"{run}: neither leaderboard.json nor run.json; give the folder of a search (jobs/tune.py)")
-    fingerprint = board.dataset if board else plan.get("dataset", "")
+    fingerprint = board.dataset if board else claim.dataset if claim else ""
     if dataset is not None and dataset.fingerprint != fingerprint:
         raise InputError(
             f"{run}: a search on dataset {fingerprint}, but {dataset.location} is {dataset.fingerprint}; give --data the "
@@ -43,8 +43,8 @@ def read_search(run: str, data: str | None = None) -> SearchRun:
         )
     trials = read_trials(run, fingerprint)
     if board is None or _has_gone_on(board, trials):
-        preset = plan.get("search", {}).get("preset", "unknown")
-        synthetic = board.synthetic if board else _is_synthetic(dataset, plan.get("data", ""))
+        preset = claim.preset if claim else "unknown"
+        synthetic = board.synthetic if board else _is_synthetic(dataset, claim.data if claim else "")
         why = "it has gone on since its leaderboard was written" if board else "it has no leaderboard yet"
         return SearchRun(run, Leaderboard(preset, fingerprint, synthetic, ranked(trials)), why, dataset)
     return SearchRun(run, board, _why_unfinished(run, board), dataset)

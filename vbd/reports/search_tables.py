@@ -3,10 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from vbd import storage
-from vbd.ensemble.recipe import FILE, read_ensemble
+from vbd.ensemble.recipe import FILE, GainRow, ScoresRow, read_ensemble
 from vbd.evaluation.score import score_name
 from vbd.records import Trial
 from vbd.reports.page import Cell, Section, Table
@@ -99,47 +98,42 @@ def ensemble(run: str) -> list[Section]:
     if not storage.exists(storage.join(run, FILE)):
         return []
     content = read_ensemble(run)
-    weights, singles = content.get("recipe", {}).get("weights", {}), content.get("single_scores", {})
-    test = content.get("test", {})
+    weights: dict[str, float] = content.recipe.weights if content.recipe else {}
+    singles, test, none = content.single_scores, content.test, ScoresRow()
     rows: list[tuple[Cell, ...]] = [
         (
             name,
-            _score(weights, name),
-            _score(singles, name),
-            _score(test.get(name), _FINDINGS),
-            _score(test.get(name), "map_40"),
+            weights.get(name, math.nan),
+            singles[name],
+            test.get(name, none).map_40_findings,
+            test.get(name, none).map_40,
         )
-        for name in sorted(singles, key=lambda name: -(singles[name] or 0))
+        for name in sorted(singles, key=lambda name: -(0 if math.isnan(singles[name]) else singles[name]))
     ]
-    fused = test.get("ensemble")
-    own = _score(content.get("out_of_fold"), _FINDINGS)
-    rows.append(("ensemble", 1.0, own, _score(fused, _FINDINGS), _score(fused, "map_40")))
+    fused = test.get("ensemble", none)
+    rows.append(("ensemble", 1.0, content.out_of_fold.map_40_findings, fused.map_40_findings, fused.map_40))
     columns = ("model", "weight", f"{_FINDINGS} out of fold", f"{_FINDINGS} test", "map_40 test")
-    blocks: list[str | Table] = [_gain(content.get("gain", {})), Table("The ensemble and its members", columns, rows)]
-    if fused:
+    blocks: list[str | Table] = [_gain(content.gain), Table("The ensemble and its members", columns, rows)]
+    if "ensemble" in test:
         names = list(test)
-        classes = [(c, *(_score(test[name].get("per_class"), c) for name in names)) for c in fused.get("per_class", {})]
+        classes: list[tuple[Cell, ...]] = [
+            (c, *(test[name].per_class.get(c, math.nan) for name in names)) for c in fused.per_class
+        ]
         blocks.append(Table("Average precision of each class on the test part", ("class", *names), classes))
     return [Section("Ensemble", [block for block in blocks if block])]
 
 
-def _gain(gain: dict[str, Any]) -> str:
-    if not gain:
+def _gain(gain: GainRow) -> str:
+    if not gain.verdict:
         return ""
-    interval = gain["interval"]
     meaning = {
         "ensemble": "the ensemble is better",
         "undecided": "which of the two is better cannot be told",
         "single": "the single model is used alone",
     }
+    interval = gain.interval
     return (
-        f"On images that nothing was chosen on, the ensemble reaches {_FINDINGS} {_score(gain, 'fused'):.3f} and the best single "
-        f"model {_score(gain, 'single'):.3f}: a gain of {_score(interval, 'estimate'):.3f} (95 % interval "
-        f"{_score(interval, 'low'):.3f} to {_score(interval, 'high'):.3f}); {meaning.get(gain['verdict'], gain['verdict'])}."
+        f"On images that nothing was chosen on, the ensemble reaches {_FINDINGS} {gain.fused:.3f} and the best single "
+        f"model {gain.single:.3f}: a gain of {interval.estimate:.3f} (95 % interval "
+        f"{interval.low:.3f} to {interval.high:.3f}); {meaning.get(gain.verdict, gain.verdict)}."
     )
-
-
-def _score(values: dict[str, Any] | None, name: str) -> float:
-    """A number of a JSON object; NaN when it is null or absent."""
-    value = (values or {}).get(name)
-    return math.nan if value is None else float(value)

@@ -8,10 +8,12 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import product
 from typing import Any, Literal, get_type_hints
 
+from vbd.checked import check_rules
 from vbd.config import (
+    RELATED_FIELDS,
     Candidate,
     Family,
     ReaderFusion,
@@ -75,7 +77,7 @@ class FamilySpace:
     trials: int
     equal_epochs: bool = False
     # How the dataset's readers were fused: a config that asks for just that asks for nothing.
-    prepared_fusion: ReaderFusion | Literal[""] = ""
+    prepared_fusion: Literal[ReaderFusion, ""] = ""
 
     @property
     def family(self) -> Family:
@@ -131,7 +133,7 @@ def is_asked(name: str, values: Mapping[str, Any], base: TrainConfig) -> bool:
             return True
 
 
-def canonical(config: TrainConfig, prepared_fusion: ReaderFusion | Literal[""] = "") -> TrainConfig:
+def canonical(config: TrainConfig, prepared_fusion: Literal[ReaderFusion, ""] = "") -> TrainConfig:
     """The config with what changes nothing in it at one value."""
     changes: dict[str, Any] = {}
     if config.policy != "A" and config.strength == 0 and not config.phase_steps:
@@ -152,8 +154,7 @@ def family_space(candidate: Candidate, dataset: PreparedDataset | None, *, where
 
     Raises InputError that names `where`, family, field and value for the first that no config could be drawn or trained with.
     """
-    if candidate.trials < 1:
-        raise InputError(f"{where}: {candidate.trials} trials for {candidate.base.detector}; want 1 or more")
+    check_rules(candidate, lambda name, value: f"{where}: {name} {value} for {candidate.base.detector}:")
     dimensions = tuple(_dimensions(candidate, where))
     if dataset is not None and not _has_several_readers(dataset):
         if candidate.base.reader_fusion:
@@ -220,13 +221,16 @@ def _check_bounds(low: float, high: float, kind: Any, *, place: str) -> None:
 
 
 def _check_drawable(space: FamilySpace, where: str) -> None:
-    """Every value, and every pair of values of two fields: no rule of a config is about more of them."""
+    """Checks every value by itself, and every pair of values of two fields that a rule compares."""
     start = replace(space.base, **{d.name: d.ends[0] for d in space.dimensions})
-    singles = [{d.name: value} for d in space.dimensions for value in d.ends]
-    for single in [{}, *singles]:
-        train_config_from(dataclasses.asdict(replace(start, **single)), where=where)
-    for one, other in combinations(singles, 2):
-        check_train_config(replace(start, **(one | other)), where=where)
+    ends = {d.name: d.ends for d in space.dimensions}
+    train_config_from(dataclasses.asdict(start), where=where)
+    for name, values in ends.items():
+        for value in values:
+            train_config_from(dataclasses.asdict(replace(start, **{name: value})), where=where)
+    for one, other in RELATED_FIELDS:
+        for pair in product(ends.get(one, ()), ends.get(other, ())):
+            check_train_config(replace(start, **dict(zip((one, other), pair, strict=True))), where=where)
 
 
 def _check_folds(space: FamilySpace, dataset: PreparedDataset, where: str) -> None:

@@ -5,22 +5,24 @@ import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-from vbd import storage
+from vbd import checked, storage
+from vbd.checked import Count, Seconds, between
 from vbd.config import SearchConfig, TrainConfig, config_hash, finds_boxes
-from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.search.rates import (
     Combination,
+    Measured,
     Rate,
+    RateRow,
     Rates,
     attempts_of,
     combination_of,
     final_problem,
     rate_of,
-    rates_from_json,
     rates_of,
+    rates_of_rows,
     rates_to_json,
 )
 from vbd.search.simulation import Rest, simulated
@@ -35,8 +37,8 @@ class Devices:
     """What trials run on: a trial holds `per_trial` of the `count` devices of the cluster, which may yet have to come."""
 
     kind: str  # GPU or CPU
-    count: float
-    per_trial: float
+    count: Seconds
+    per_trial: Annotated[float, between(0, 1e6, above=True)]
     grows: bool = False  # whether `count` is what the cluster may grow to
 
     @property
@@ -53,16 +55,16 @@ class Devices:
 class Forecast:
     """Device-hours of the whole search, what is spent included, and the time left; NaN when no rate is known."""
 
-    trials: int
-    combinations: int
-    measured: int  # of the combinations; the others are estimated
-    spent: float  # device-hours
-    at_most: float  # device-hours when no trial is stopped
-    expected: float  # device-hours with the trials stopped that halving is expected to stop
-    seconds_left_at_most: float
-    seconds_left: float
+    trials: Count
+    combinations: Count
+    measured: Count  # of the combinations; the others are estimated
+    spent: Measured  # device-hours
+    at_most: Measured  # device-hours when no trial is stopped
+    expected: Measured  # device-hours with the trials stopped that halving is expected to stop
+    seconds_left_at_most: Measured
+    seconds_left: Measured
     devices: Devices
-    price: float | None = None  # of a device-hour
+    price: Seconds | None = None  # of a device-hour
     problems: tuple[str, ...] = ()  # combinations that could not be measured, and why
 
     @property
@@ -75,10 +77,17 @@ class Forecast:
 class Actual:
     """What a search has taken."""
 
-    device_hours: float
-    seconds: float  # in which at least one trial ran
-    busy_share: float  # of the devices in that time; NaN when nothing ran, or the cluster grew
-    price: float | None = None
+    device_hours: Measured
+    seconds: Measured  # in which at least one trial ran
+    busy_share: Measured  # of the devices in that time; NaN when nothing ran, or the cluster grew
+    price: Seconds | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    before: Forecast
+    rates: tuple[RateRow, ...]
+    actual: Actual | None
 
 
 @dataclass(frozen=True)
@@ -270,17 +279,8 @@ def read_record(run: str) -> Record | None:
     location = storage.join(run, "forecast.json")
     if not storage.exists(location):
         return None
-    values = storage.read_object(location)
-    if values.get("schema") != SCHEMA:
-        raise InputError(f"{location}: schema {values.get('schema')!r}, want {SCHEMA}; remove it to measure again")
-    try:
-        return Record(
-            before=_forecast_from(values["before"]),
-            rates=rates_from_json(values["rates"]),
-            actual=Actual(**_with_nan(values["actual"])) if values["actual"] else None,
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{location}: field {error} is missing or wrong; remove it to measure again") from None
+    found = checked.read(location, _File, schema=SCHEMA, again="remove it to measure again")
+    return Record(found.before, rates_of_rows(found.rates, where=location), found.actual)
 
 
 def write_record(run: str, record: Record) -> None:
@@ -292,13 +292,3 @@ def write_record(run: str, record: Record) -> None:
         "actual": None if record.actual is None else dataclasses.asdict(record.actual),
     }
     storage.write_json(storage.join(run, "forecast.json"), content)
-
-
-def _forecast_from(values: Mapping[str, Any]) -> Forecast:
-    values = _with_nan(values)
-    return Forecast(**values | {"devices": Devices(**values["devices"]), "problems": tuple(values["problems"])})
-
-
-def _with_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: storage writes null. A price that was not given is null too."""
-    return {name: math.nan if value is None and name != "price" else value for name, value in values.items()}

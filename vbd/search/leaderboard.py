@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vbd import storage
-from vbd.config import Family, TrainConfig, finds_boxes, train_config_from
+from vbd import checked, storage
+from vbd.config import Family, TrainConfig, check_train_config, finds_boxes
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE, score_name
@@ -64,28 +64,17 @@ def read_leaderboard(run: str) -> Leaderboard:
     location = storage.join(run, "leaderboard.json")
     if not storage.exists(location):
         raise InputError(f"{run}: no leaderboard.json; give the folder of a finished search (jobs/tune.py)")
-    content = storage.read_object(location)
-    if content.get("schema") != SCHEMA:
-        raise InputError(
-            f"{location}: schema {content.get('schema')!r}, written by another version of vbd, want {SCHEMA}; run the search "
-            "again under another --name"
-        )
-    try:
-        trials = tuple(_trial_from(values, run, where=location) for values in content["trials"])
-        return Leaderboard(content["preset"], content["dataset"], content["synthetic"], trials)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{location}: field {error} is missing or wrong; run the search again") from None
+    board = checked.read(location, Leaderboard, schema=SCHEMA, again="run the search again under another --name")
+    for i, trial in enumerate(board.trials):
+        check_train_config(trial.config, where=f"{location}: trials[{i}].config")
+    return replace(board, trials=tuple(_located(trial, run) for trial in board.trials))
 
 
-def _trial_from(values: dict[str, Any], run: str, *, where: str) -> Trial:
-    config = train_config_from(values["config"], where=where)
-    score = math.nan if values["score"] is None else values["score"]
-    return Trial(**values | {"config": config, "score": score} | {name: _place(run, values[name]) for name in _PATHS})
-
-
-def _place(run: str, path: str) -> str:
-    is_inside = path and not path.startswith("/") and "://" not in path
-    return storage.join(run, path) if is_inside else path
+def _located(trial: Trial, run: str) -> Trial:
+    """The trial with its paths, which the file has relative to the run folder, as they are."""
+    places = {name: getattr(trial, name) for name in _PATHS}
+    inside: dict[str, Any] = {name: storage.join(run, place) if place else "" for name, place in places.items()}
+    return replace(trial, **inside)
 
 
 # -------------------------------------------------------------------------------------------------------------- people

@@ -8,10 +8,11 @@ from dataclasses import replace
 from vbd import storage
 from vbd.config import config_hash
 from vbd.data.prepared import PreparedDataset, read_truths
+from vbd.detections import read_detections
 from vbd.errors import InputError, StoreError
 from vbd.evaluation.average_precision import evaluate
 from vbd.evaluation.score import SCORE, score_of
-from vbd.records import Trial, Truth, detections_from_table
+from vbd.records import Trial, Truth
 from vbd.search.trial import trial_id_of
 from vbd.training.checkpoint import read_info
 from vbd.training.members import OUT_OF_FOLD
@@ -67,8 +68,8 @@ def fault_of_checkpoint(trial: Trial, folder: str) -> str:
     if not agree(_score(info.metrics.get(SCORE)), trial.score, tolerance=0):
         return f"its checkpoint scored {info.metrics.get(SCORE)}, not {trial.score}"
     for name, facts in info.files.items():
-        if sizes.get(name) != facts["size"]:
-            return f"its checkpoint is not whole: {name} has {sizes.get(name, 0)} of {facts['size']} bytes"
+        if sizes.get(name) != facts.size:
+            return f"its checkpoint is not whole: {name} has {sizes.get(name, 0)} of {facts.size} bytes"
     return ""
 
 
@@ -91,13 +92,7 @@ def _fault_of_detections(trial: Trial, truths_of_fold: TruthsOfFold) -> str:
 
 def score_of_detections(trial: Trial, truths: Sequence[Truth]) -> float:
     """The score of the detections that a trial kept; raises InputError for a file that is missing, broken or of other images."""
-    location = trial.detections
-    table = storage.read_table(location)
-    try:
-        detections = detections_from_table(table)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{location}: holds no detections ({error}); was it written by vbd?") from None
-    return score_of(trial.config.detector, evaluate(detections, truths))
+    return score_of(trial.config.detector, evaluate(read_detections(trial.detections), truths))
 
 
 def agree(one: float, other: float, *, tolerance: float) -> bool:

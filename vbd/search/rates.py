@@ -3,10 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from vbd import checked
+from vbd.checked import NanForNull, Seconds, Size
 from vbd.config import VARIANTS, Family, TrainConfig
 from vbd.records import Trial
+
+# Seconds or hours; NaN where they are not known.
+Measured = Annotated[Seconds, NanForNull()]
 
 
 @dataclass(frozen=True, order=True)
@@ -36,9 +41,9 @@ class Combination:
 class Rate:
     """Seconds on what one trial holds; NaN with a `problem`, which says why there are none."""
 
-    step: float
-    validation: float
-    start: float  # from the call to the first step
+    step: Measured
+    validation: Measured
+    start: Measured  # from the call to the first step
     source: Literal["measured", "trials", "estimated"] = "measured"
     problem: str = ""
     is_final: bool = False  # the problem is an error of the training itself, which every trial would meet
@@ -50,6 +55,22 @@ class Rate:
 
 
 Rates = Mapping[Combination, Rate]
+
+
+@dataclass(frozen=True)
+class RateRow:
+    """A combination and its rate, as forecast.json holds them."""
+
+    detector: Family
+    variant: str
+    image_size: Size
+    batch_size: Size
+    step: Measured
+    validation: Measured
+    start: Measured
+    source: Literal["measured", "trials", "estimated"]
+    problem: str
+    is_final: bool = False
 
 
 def combination_of(config: TrainConfig) -> Combination:
@@ -158,14 +179,16 @@ def rates_to_json(rates: Rates) -> list[dict[str, Any]]:
     ]
 
 
-def rates_from_json(values: Sequence[Mapping[str, Any]]) -> dict[Combination, Rate]:
-    """The inverse of `rates_to_json`; null is NaN. Raises KeyError for a field that is missing."""
+def rates_of_rows(rows: Sequence[RateRow], *, where: str) -> dict[Combination, Rate]:
+    """The inverse of `rates_to_json`; raises InputError for a variant that its detector does not have."""
     rates = {}
-    for row in values:
-        combination = Combination(row["detector"], row["variant"], row["image_size"], row["batch_size"])
-        step, validation, start = (math.nan if row[f] is None else row[f] for f in ("step", "validation", "start"))
+    for i, row in enumerate(rows):
+        if row.variant not in VARIANTS[row.detector]:
+            problem = f"rates[{i}].variant is {row.variant!r}; want one of {', '.join(VARIANTS[row.detector])}"
+            raise checked.wrong(where, problem, again="remove it to measure again")
+        combination = Combination(row.detector, row.variant, row.image_size, row.batch_size)
         rates[combination] = Rate(
-            step, validation, start, source=row["source"], problem=row["problem"], is_final=row.get("is_final", False)
+            row.step, row.validation, row.start, source=row.source, problem=row.problem, is_final=row.is_final
         )
     return rates
 

@@ -14,10 +14,12 @@ import numpy as np
 from vbd import storage
 from vbd.config import Device
 from vbd.data.prepared import PreparedDataset, open_dataset
+from vbd.detections import read_detections
 from vbd.errors import InputError, StoreError
 from vbd.evaluation.average_precision import evaluate
 from vbd.evaluation.score import score_of
-from vbd.records import Detections, Trial, detections_from_table
+from vbd.records import Detections, Trial
+from vbd.search.claim import read_claim
 from vbd.search.leaderboard import is_scored, ranked, read_leaderboard
 from vbd.search.proof import TruthsOfFold, agree, prove, score_of_detections, truths_of_fold
 from vbd.search.trial import TrialFolder, read_trials
@@ -84,11 +86,10 @@ def _told(run: str) -> tuple[Sequence[Trial], str, str]:
     if storage.exists(storage.join(run, "leaderboard.json")):
         board = read_leaderboard(run)
         return [_where_it_lies(run, trial) for trial in board.trials], board.dataset, "leaderboard.json"
-    location = storage.join(run, "run.json")
-    if not storage.exists(location):
+    claim = read_claim(run)
+    if claim is None:
         raise InputError(f"{run}: holds no search (no run.json); give the folder of one (jobs/tune.py)")
-    fingerprint = storage.read_object(location).get("dataset", "")
-    return ranked(read_trials(run, fingerprint)), fingerprint, "trials/, as there is no leaderboard yet"
+    return ranked(read_trials(run, claim.dataset)), claim.dataset, "trials/, as there is no leaderboard yet"
 
 
 def _where_it_lies(run: str, trial: Trial) -> Trial:
@@ -100,8 +101,8 @@ def _where_it_lies(run: str, trial: Trial) -> Trial:
 
 
 def _dataset_of(run: str, data: str | None, fingerprint: str) -> PreparedDataset:
-    location = storage.join(run, "run.json")
-    own = storage.read_object(location).get("data", "") if storage.exists(location) else ""
+    claim = read_claim(run)
+    own = claim.data if claim else ""
     if data is None and not (own and storage.exists(storage.join(own, "dataset.json"))):
         told = f"its dataset is not at {own} any more" if own else "run.json does not tell where its dataset is"
         raise InputError(f"{run}: {told}; give --data, the prepared dataset {fingerprint}")
@@ -198,7 +199,7 @@ def _replay(run: str, trial: Trial, dataset: PreparedDataset, truths: TruthsOfFo
 
 def _compared(found: Sequence[Detections], kept: str) -> str:
     """How many images have detections that are not those kept, to the last bit."""
-    before = {detections.image_id: detections for detections in detections_from_table(storage.read_table(kept))}
+    before = {detections.image_id: detections for detections in read_detections(kept)}
     others = sum(not _is_same(one, before.get(one.image_id)) for one in found)
     return (
         f"detections other than kept in {others} of {len(found)} images" if others else "detections bit for bit as kept"

@@ -1,7 +1,6 @@
 """The search: trials are drawn by a proposer, run by Ray Tune, ended by a scheduler, and told from the run folder alone."""
 
 import dataclasses
-import json
 import signal
 import threading
 from collections import Counter
@@ -14,12 +13,12 @@ from ray import tune
 from vbd import storage
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
-from vbd.difference import first_difference
-from vbd.errors import InputError, interruption_within
-from vbd.ownership import Owner, others, own
+from vbd.errors import interruption_within
+from vbd.ownership import Owner, own
 from vbd.placement import told_while_waiting
 from vbd.records import Trial
 from vbd.search.calibrate import close_forecast, devices_of, prepare_forecast
+from vbd.search.claim import check_run_folder, claim_of
 from vbd.search.keeping import Keeper, keep_best
 from vbd.search.leaderboard import Leaderboard, format_leaderboard, ranked, write_leaderboard
 from vbd.search.live_table import shown
@@ -113,8 +112,8 @@ def _open_run(
 
     Nothing is written here: a search that is refused leaves no folder.
     """
-    content = {"search": json.loads(json.dumps(dataclasses.asdict(search))), "dataset": dataset.fingerprint}
-    is_new = _check_run_folder(run, content, extend=extend)
+    content = claim_of(search, dataset)
+    is_new = check_run_folder(run, content, extend=extend)
     draw_configs(search, dataset)  # raises InputError for a wrong space
 
     def claim() -> None:
@@ -266,27 +265,6 @@ def _known(run: str, dataset: PreparedDataset) -> list[Trial]:
     """What an earlier session left; trials whose process died time and again are tried once more."""
     trials = read_trials(run, dataset.fingerprint)
     return [dataclasses.replace(trial, status="running") if trial.status == "died" else trial for trial in trials]
-
-
-def _check_run_folder(run: str, mine: dict[str, Any], *, extend: bool) -> bool:
-    """Whether run.json is to be written: a run folder belongs to one search on one dataset."""
-    location = storage.join(run, "run.json")
-    if not storage.exists(location):
-        if others(storage.list_names(run)):
-            raise InputError(f"{run}: the folder is not empty and holds no run; choose another --name")
-        return True
-    theirs = storage.read_object(location)
-    is_mine = all(theirs.get(name) == value for name, value in mine.items())
-    if is_mine or extend:
-        return not is_mine
-    way_out = "choose another --name, or --extend this run by what is new"
-    if theirs.get("dataset") != mine["dataset"]:
-        raise InputError(
-            f"{run}: a search on dataset {theirs.get('dataset')}, not {mine['dataset']}; {way_out} (its trials stay as "
-            "they are, and all are trained on the new dataset)"
-        )
-    difference = first_difference(theirs.get("search", {}), mine["search"])
-    raise InputError(f"{run}: another search ({difference}); {way_out}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_origin, get_type_hints
 
 from vbd import storage
+from vbd.checked import check_rules
 from vbd.config import ANCHORED, FAMILIES, VARIANTS, Candidate, Device, Family, RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError
 from vbd.presets import with_steps
@@ -63,6 +64,7 @@ def search_from(
             raise InputError(f"--{name} {value}: want {least} or more")
     candidates = [_with_budget(c, steps=steps, trials=trials, seed=seed) for c in _chosen(preset, families)]
     settings, varied = [_setting(item, "--set") for item in set], [_setting(item, "--vary") for item in vary]
+    _check_once(settings, varied)
     candidates = _with_settings(candidates, [s for s in settings if s.name in _CONFIG or s.name in _CANDIDATE])
     for setting in varied:
         candidates = _with_dimension(candidates, setting)
@@ -74,7 +76,7 @@ def search_from(
         warm_start=warm_start,
         **own,
     )
-    _check(search)
+    check_rules(search, lambda name, value: f"--set {name}={value}:")
     for setting in varied:
         if search.searcher == "grid" and ".." in setting.text:
             raise InputError(f"--vary {setting.item}: a grid takes values, separated by commas")
@@ -188,6 +190,8 @@ def _with_dimension(candidates: Sequence[Candidate], setting: Setting) -> list[C
         if _CONFIG[setting.name] not in (int, float):
             raise InputError(f"{where}: the field is no number; give values, separated by commas")
         bounds = tuple(parse_value(text, _CONFIG[setting.name], where=where) for text in (low, high))
+        if bounds[0] == bounds[1]:
+            raise InputError(f"{where}: the range is empty; give a higher end, or --set {setting.name}={low}")
         values: tuple[Any, ...] = ()
     else:
         bounds, values = (), _values(setting, where)
@@ -214,27 +218,29 @@ def _values(setting: Setting, where: str) -> tuple[Any, ...]:
     values = [parse_value(part, hint, where=where) for part in parts]
     if setting.name == "weights":
         values = [storage.absolute(value) if value else "" for value in values]
-    return tuple(dict.fromkeys(values))
+    twice = next((part for part, value in zip(parts, values, strict=True) if values.count(value) > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: {twice or 'the empty value'} is given twice; give each value once")
+    return tuple(values)
+
+
+def _check_once(settings: Sequence[Setting], varied: Sequence[Setting]) -> None:
+    """Raises InputError for a name that is given twice for the same families, or both set and varied."""
+    for given in (settings, varied):
+        names = [(setting.family, setting.name) for setting in given]
+        twice = next((setting for setting in given if names.count((setting.family, setting.name)) > 1), None)
+        if twice is not None:
+            flag = "--set" if given is settings else "--vary"
+            raise InputError(f"{flag} {twice.item}: {twice.name} is given twice; give it once")
+    for setting in varied:
+        for other in settings:
+            if other.name == setting.name and (not setting.family or other.family in ("", setting.family)):
+                raise InputError(
+                    f"--vary {setting.item}: contradicts --set {other.item}, which fixes the field; leave one of them out"
+                )
 
 
 def _check_meets(candidates: Sequence[Candidate], setting: Setting, values: Sequence[Any], *, flag: str) -> None:
     families = [candidate.base.detector for candidate in candidates]
     if not any(setting.concerns(family, values) for family in families):
         raise InputError(f"{flag} {setting.item}: no family of this search has that, which are {', '.join(families)}")
-
-
-def _check(search: SearchConfig) -> None:
-    gpus = search.gpus_per_trial
-    rules = (
-        ("grace_share", 0 < search.grace_share <= 1, "more than 0 and at most 1"),
-        ("reduction", search.reduction >= 2, "2 or more"),
-        ("generation_share", 0 < search.generation_share <= 1, "more than 0 and at most 1"),
-        ("keep_per_family", search.keep_per_family >= 1, "1 or more"),
-        ("cpus_per_trial", search.cpus_per_trial > 0, "more than 0"),
-        ("gpus_per_trial", gpus is None or gpus >= 0, "none, or 0 or more"),
-        ("workers_per_trial", search.workers_per_trial >= 1, "1 or more"),
-        ("max_failures", search.max_failures >= 0, "0 or more"),
-    )
-    for name, is_good, wanted in rules:
-        if not is_good:
-            raise InputError(f"--set {name}={getattr(search, name)}: want {wanted}")

@@ -30,7 +30,11 @@ def spaces_of(search: SearchConfig, dataset: PreparedDataset | None = None) -> t
     if not families or len(set(families)) < len(families):
         told = ", ".join(families) or "none"
         raise InputError(f"{where}: candidates of the families {told}; want one candidate for each family")
-    return tuple(family_space(candidate, dataset, where=where) for candidate in search.candidates)
+    spaces = tuple(family_space(candidate, dataset, where=where) for candidate in search.candidates)
+    if search.searcher == "grid":
+        for space in spaces:
+            _check_grid(space)
+    return spaces
 
 
 def draw_configs(search: SearchConfig, dataset: PreparedDataset | None = None) -> list[TrainConfig]:
@@ -136,14 +140,18 @@ def _combinations(space: FamilySpace) -> Iterable[TrainConfig]:
         yield space.config(dict(zip(choices, values, strict=True)))
 
 
-def _grid(space: FamilySpace, multiples: dict[str, float]) -> list[TrainConfig]:
-    """Every combination once, and those of equal epochs after them."""
+def _check_grid(space: FamilySpace) -> None:
+    """Raises InputError for a grid that is too large to be built."""
     size = math.prod(len(d.values) for d in space.dimensions if d.values)
     if size > LARGEST_GRID:
         raise InputError(
             f"a grid of {size:,} combinations for {space.family}; want at most {LARGEST_GRID:,}: give fewer values "
             "(--vary), or draw some of them (--set searcher=random)"
         )
+
+
+def _grid(space: FamilySpace, multiples: dict[str, float]) -> list[TrainConfig]:
+    """Every combination once, and those of equal epochs after them."""
     arms = list(dict.fromkeys(_combinations(space)))
     longer = [longer_run(config, multiples[config.policy]) for config in arms if multiples.get(config.policy, 1) > 1]
     return list(dict.fromkeys([*arms, *longer]))

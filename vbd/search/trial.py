@@ -7,12 +7,12 @@ its config's hash, so the same configuration is the same trial, and goes on wher
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbd import storage
-from vbd.config import TrainConfig, config_hash, train_config_from
-from vbd.errors import InputError
+from vbd import checked, storage
+from vbd.config import TrainConfig, check_train_config, config_hash
 from vbd.evaluation.score import SCORE
 from vbd.phases import until
 from vbd.records import Trial
@@ -22,6 +22,13 @@ from vbd.training.members import OUT_OF_FOLD, delete_checkpoint
 SCHEMA = 2
 # A trial in one of these states is not trained any more.
 ENDED = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class _OnDataset:
+    """What trial.json holds beside the trial."""
+
+    dataset: str  # fingerprint
 
 
 def trial_id_of(config: TrainConfig) -> str:
@@ -52,6 +59,7 @@ class TrialFolder:
         self.run, self.trial_id = run, trial_id
         self.location = storage.join(trials_folder(run), trial_id)
         self._json = storage.join(self.location, "trial.json")
+        self._again = f"remove {self.location} to train the trial again"
 
     def read(self) -> Trial | None:
         """The trial, its paths absolute; None when it never began."""
@@ -62,21 +70,18 @@ class TrialFolder:
         """The trial and the fingerprint of the dataset that it is trained on."""
         if not storage.exists(self._json):
             return None
-        values = storage.read_object(self._json)
-        try:
-            if values.pop("schema") != SCHEMA:
-                raise InputError(f"{self._json}: another schema than {SCHEMA}; choose another --name for a new run")
-            dataset = values.pop("dataset")
-            config = train_config_from(values.pop("config"), where=self._json)
-            score = values.pop("score")
-            trial = Trial(**values, config=config, score=math.nan if score is None else score)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{self._json}: field {error} is missing or wrong; remove {self.location}") from None
+        data = storage.read_bytes(self._json)
+        trial = checked.parse(data, Trial, where=self._json, schema=SCHEMA, again=self._again)
+        dataset = checked.parse(data, _OnDataset, where=self._json, again=self._again)
+        check_train_config(trial.config, where=f"{self._json}: config")
+        if trial.trial_id != self.trial_id:
+            problem = f"trial_id is {trial.trial_id}, but the folder is that of {self.trial_id}"
+            raise checked.wrong(self._json, problem, again=self._again)
         places = {name: getattr(trial, name) for name in ("checkpoint", "detections")}
         inside: dict[str, Any] = {
             name: storage.join(self.location, place) if place else "" for name, place in places.items()
         }
-        return dataclasses.replace(trial, **inside), dataset
+        return dataclasses.replace(trial, **inside), dataset.dataset
 
     def _write(self, trial: Trial, dataset: str) -> Trial:
         names: dict[str, Any] = {

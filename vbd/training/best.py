@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vbd import storage
+from vbd import checked, storage
+from vbd.checked import Count, SafeName, Share
 from vbd.evaluation.score import SCORE
 from vbd.training.members import delete_checkpoint
 
@@ -17,9 +18,9 @@ _POINTER = "best.json"
 class Best:
     """A checkpoint and its proof."""
 
-    folder: str
-    score: float
-    step: int
+    folder: SafeName  # in `best.json` a name beside it, in memory its whole path
+    score: Share
+    step: Count
 
 
 def score_of(metrics: Mapping[str, Any]) -> float:
@@ -33,8 +34,8 @@ def best_of(run: str) -> Best | None:
     location = storage.join(run, _POINTER)
     if not storage.exists(location):
         return None
-    told = storage.read_object(location)
-    return Best(storage.join(run, told["folder"]), told["score"], told["step"])
+    best = checked.read(location, Best, again=f"remove {run} to train the fold again")
+    return replace(best, folder=storage.join(run, best.folder))
 
 
 def keep_if_best(run: str, checkpoint: str | Path, metrics: Mapping[str, Any]) -> None:

@@ -14,29 +14,44 @@ import platform
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 import vbd
-from vbd import storage
+from vbd import checked, storage
 from vbd.boxes import ResizeMode
-from vbd.config import Channels, Family, ImageFormat, TrainConfig, config_hash, train_config_from
+from vbd.checked import Count, Fields, Rule, between
+from vbd.config import Channels, Family, ImageFormat, TrainConfig, check_train_config, config_hash
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
 from vbd.models import detector_of
 from vbd.models.weights import FirstWeights, load_tensors, read_tensors  # noqa: F401  # the first is told with these
+from vbd.records import Report
 from vbd.training.members import OUT_OF_FOLD, Member
 
 SCHEMA = 1
+_AGAIN = "train again with this version"
 _PARTS = ("model.pt", "state.pt")
 # Packages whose version decides what a config trains; each is asked of its metadata, not imported.
 _PACKAGES = {"torch": "torch", "torchvision": "torchvision", "effdet": "effdet", "yolox": "pixeltable-yolox"}
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What a file of a checkpoint was when it was written."""
+
+    size: Count  # bytes
+    sha256: str
+
+
+def _are_parts(files: Mapping[str, PartFacts]) -> bool:
+    return not files or set(files) == set(_PARTS)
 
 
 @dataclass(frozen=True)
@@ -47,18 +62,21 @@ class CheckpointInfo:
     config_hash: str
     dataset: str  # fingerprint of the prepared dataset it was trained on
     resize: ResizeMode  # how that dataset made its images square
-    step: int
-    metrics: dict[str, Any]
+    step: Count
+    metrics: Report
     # What else that dataset made of its images, so that a raw film becomes what the detector learnt from.
     channels: Channels = "grey"
     image_format: ImageFormat = "png"
-    prepared_size: int = 0  # pixels; 0 in older checkpoints, which do not tell
+    prepared_size: Annotated[int, between(0, 8192)] = 0  # pixels; 0 in older checkpoints, which do not tell
     # Where its first weights came from, and how many tensors were loaded, new and left out; None: all were random.
-    first_weights: dict[str, Any] | None = None
+    first_weights: Annotated[dict[str, Any], Fields({"source": str}, other=Count)] | None = None
     # The most images that went through the detector at a time; 0 in older checkpoints.
-    micro_batch: int = 0
+    micro_batch: Count = 0
     # Size and SHA-256 of model.pt and state.pt; empty in older checkpoints.
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: Annotated[dict[str, PartFacts], Rule("model.pt and state.pt, or nothing", _are_parts)] = field(
+        default_factory=dict
+    )
+    classes: Annotated[tuple[str, ...], Rule("the 14 findings of vbd", CLASS_NAMES.__eq__)] = CLASS_NAMES
 
 
 def write_checkpoint(
@@ -141,28 +159,11 @@ def read_info(folder: str) -> CheckpointInfo:
     location = storage.join(folder, "config.json")
     if not storage.exists(location):
         raise InputError(f"{folder}: not a checkpoint (no config.json); give the folder that holds model.pt")
-    content = storage.read_object(location)
-    try:
-        if content["schema"] != SCHEMA:
-            raise InputError(f"{location}: schema {content['schema']!r}, want {SCHEMA}; train again with this version")
-        if content["classes"] != list(CLASS_NAMES):
-            raise InputError(f"{location}: its {len(content['classes'])} classes are not the 14 findings of vbd")
-        config = train_config_from(content["config"], where=location)
-        if config_hash(config) != content["config_hash"]:
-            raise InputError(f"{location}: config_hash {content['config_hash']!r} is not the hash of its config")
-        return CheckpointInfo(
-            config=config,
-            step=content["step"],
-            channels=content.get("channels", "grey"),
-            image_format=content.get("image_format", "png"),
-            prepared_size=content.get("prepared_size", 0),
-            first_weights=content.get("first_weights"),
-            micro_batch=content.get("micro_batch", 0),
-            files=content.get("files", {}),
-            **{name: content[name] for name in ("config_hash", "dataset", "resize", "metrics")},
-        )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{location}: field {error} is missing or wrong; this is not a checkpoint of vbd") from None
+    info = checked.read(location, CheckpointInfo, schema=SCHEMA, again=_AGAIN)
+    check_train_config(info.config, where=f"{location}: config")
+    if config_hash(info.config) != info.config_hash:
+        raise checked.wrong(location, f"config_hash {info.config_hash!r} is not the hash of its config", again=_AGAIN)
+    return info
 
 
 def whole_checkpoints(folder: str, *, prefix: str = "checkpoint_") -> list[str]:
@@ -181,7 +182,7 @@ def _is_whole(folder: str) -> bool:
         storage.read_table(storage.join(folder, OUT_OF_FOLD), ["image_id"])
         if info.files:  # one listing: the sizes tell what was half copied
             found = storage.list_files(folder)
-            return all(name in found and found[name].size == info.files[name]["size"] for name in _PARTS)
+            return all(name in found and found[name].size == info.files[name].size for name in _PARTS)
         files = [storage.read_bytes(storage.join(folder, name)) for name in _PARTS]
     except InputError:
         return False
@@ -196,11 +197,11 @@ def read_part(folder: str, name: str, info: CheckpointInfo) -> dict[str, Any]:
         raise InputError(f"{location}: no such file; the checkpoint is not whole: copy it again, or use another one")
     data = storage.read_bytes(location)
     facts = info.files.get(name)
-    if facts and len(data) < facts["size"]:
+    if facts and len(data) < facts.size:
         raise InputError(
-            f"{location}: truncated, {len(data)} of {facts['size']} bytes; copy the checkpoint again, or use another one"
+            f"{location}: truncated, {len(data)} of {facts.size} bytes; copy the checkpoint again, or use another one"
         )
-    if facts and hashlib.sha256(data).hexdigest() != facts["sha256"]:
+    if facts and hashlib.sha256(data).hexdigest() != facts.sha256:
         raise InputError(
             f"{location}: not the file that was written beside its config.json (another SHA-256); "
             "copy the checkpoint again, or use another one"

@@ -1,12 +1,15 @@
 """The manifest of kept checkpoints: what a search or a training over folds hands to the ensemble."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
 
-from vbd import deletion, storage
+from vbd import checked, deletion, storage
+from vbd.checked import PathBelow, Rule, SafeName, Score
 from vbd.data.prepared import PreparedDataset
+from vbd.detections import read_detections
 from vbd.errors import InputError
-from vbd.records import Detections, detections_from_table
+from vbd.records import Detections
 
 SCHEMA = 1
 # Names the members in a folder; written last.
@@ -21,15 +24,27 @@ CHECKPOINT_FILES = ("config.json", "model.pt", "state.pt", OUT_OF_FOLD)
 class Member:
     """One configuration of the ensemble: a checkpoint, or one checkpoint for each fold."""
 
-    name: str  # <family>-<rank>
-    trial_id: str
-    score: float  # on the validation fold
-    folders: tuple[str, ...]  # checkpoints
+    name: SafeName  # <family>-<rank>
+    trial_id: SafeName
+    score: Score  # on the validation fold
+    folders: Annotated[tuple[PathBelow, ...], Rule("at least one folder", len)]  # checkpoints
 
     def out_of_fold(self) -> list[Detections]:
         """What its checkpoints found on the images they never trained on, by image id."""
-        tables = [storage.read_table(storage.join(folder, OUT_OF_FOLD)) for folder in self.folders]
-        return sorted((d for table in tables for d in detections_from_table(table)), key=lambda d: d.image_id)
+        runs = [read_detections(storage.join(folder, OUT_OF_FOLD)) for folder in self.folders]
+        return sorted((found for run in runs for found in run), key=lambda found: found.image_id)
+
+
+def _are_different(members: Sequence[Member]) -> bool:
+    return 0 < len(members) == len({member.name for member in members})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds; the folders of its members are names below its own."""
+
+    dataset: str  # fingerprint
+    members: Annotated[tuple[Member, ...], Rule("members of different names, at least one", _are_different)]
 
 
 def write_members(folder: str, members: Sequence[Member], dataset_fingerprint: str, *, synthetic: bool) -> None:
@@ -57,25 +72,27 @@ def members_folder(run: str) -> str:
     return best if storage.exists(storage.join(best, MANIFEST)) else run
 
 
-def read_members(folder: str, dataset: PreparedDataset) -> list[Member]:
-    """The members in a folder; raises InputError when there are none, or when they come from another dataset."""
+def read_manifest(folder: str) -> Manifest:
+    """The manifest in a folder, with the folders of its members as they are; raises InputError when there is none."""
     location = storage.join(folder, MANIFEST)
     if not storage.exists(location):
         raise InputError(
             f"{folder}: no manifest.json; a search (jobs/tune.py) or training (jobs/train.py) writes it at its end"
         )
-    content = storage.read_object(location)
-    if content.get("schema") != SCHEMA or not content.get("members"):
-        raise InputError(f"{location}: schema {content.get('schema')!r} or no members; run the search again")
-    if content.get("dataset") != dataset.fingerprint:
+    found = checked.read(location, Manifest, schema=SCHEMA, again="run the search again")
+    members = (
+        replace(member, folders=tuple(storage.join(folder, name) for name in member.folders))
+        for member in found.members
+    )
+    return replace(found, members=tuple(members))
+
+
+def read_members(folder: str, dataset: PreparedDataset) -> list[Member]:
+    """The members in a folder; raises InputError when there are none, or when they come from another dataset."""
+    found = read_manifest(folder)
+    if found.dataset != dataset.fingerprint:
         raise InputError(
-            f"{location}: trained on dataset {content.get('dataset')}, but {dataset.location} is {dataset.fingerprint}; "
-            "give --data the dataset of this run"
+            f"{storage.join(folder, MANIFEST)}: trained on dataset {found.dataset}, but {dataset.location} is "
+            f"{dataset.fingerprint}; give --data the dataset of this run"
         )
-    try:
-        return [
-            Member(m["name"], m["trial_id"], m["score"], tuple(storage.join(folder, name) for name in m["folders"]))
-            for m in content["members"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{location}: field {error} is missing or wrong; run the search again") from None
+    return list(found.members)

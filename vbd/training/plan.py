@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from vbd import storage
+from vbd import checked, storage
+from vbd.checked import Rule, SafeName, between
 from vbd.commands import job_command
-from vbd.config import RunOptions, TrainConfig, stage_two, train_config_from
+from vbd.config import Kept, Processes, RunOptions, TrainConfig, check_train_config, stage_two
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.difference import first_difference
 from vbd.errors import InputError
@@ -21,21 +22,32 @@ SCHEMA = 1
 FOLD_MARK = "{fold}"
 
 
+def _are_ordered(workers: tuple[int, int]) -> bool:
+    return workers[0] <= workers[1]
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """Configurations, each trained on some folds of a dataset, and how that is carried out."""
 
-    configs: dict[str, TrainConfig]  # by the name of the member, <family>-<rank>
+    configs: Annotated[dict[SafeName, TrainConfig], Rule("at least one config", len)]  # by member, <family>-<rank>
     data: str
-    folds: tuple[int, ...]
+    folds: Annotated[tuple[Annotated[int, between(0, 99)], ...], Rule("at least one fold", len)]
     options: RunOptions = field(default_factory=RunOptions)
-    workers: tuple[int, int] = (1, 1)  # at least, at most
-    keep: int = 2  # the newest checkpoints that stay beside the best
+    workers: Annotated[tuple[Processes, Processes], Rule("at least and at most", _are_ordered)] = (1, 1)
+    keep: Kept = 2  # the newest checkpoints that stay beside the best
 
     def config_of(self, member: str, fold: int) -> TrainConfig:
         """The configuration of a member's run on a fold."""
         config = self.configs[member]
         return replace(config, fold=fold, weights=config.weights.replace(FOLD_MARK, str(fold)))
+
+
+@dataclass(frozen=True)
+class _OnDataset:
+    """What train.json holds beside the plan."""
+
+    dataset: str  # fingerprint
 
 
 def run_name(member: str, fold: int) -> str:
@@ -55,8 +67,6 @@ def make_plan(
     keep: int,
 ) -> TrainingPlan:
     """A checked plan from the flags of jobs/train.py; raises InputError that names the flag."""
-    if keep < 1:
-        raise InputError(f"--keep {keep}: want 1 or more")
     plan = TrainingPlan(
         configs={name: changed(config, settings) for name, config in configs.items()},
         data=data,
@@ -91,7 +101,7 @@ def parse_folds(text: str, data: str) -> tuple[int, ...]:
     known = tuple(range(open_dataset(data).options.num_folds))
     if text == "all":
         return known
-    folds = tuple(int(item) if item.strip().isdecimal() else -1 for item in text.split(","))
+    folds = tuple(int(item) if item.strip().isdecimal() and len(item) < 10 else -1 for item in text.split(","))
     if not set(folds) <= set(known) or len(set(folds)) < len(folds):
         raise InputError(f"--folds {text}: want all, or some of {', '.join(map(str, known))}")
     return folds
@@ -100,9 +110,11 @@ def parse_folds(text: str, data: str) -> tuple[int, ...]:
 def parse_workers(text: str) -> tuple[int, int]:
     """`4`, or `2-8` for as many as there is room for."""
     least, dash, most = text.partition("-")
-    numbers = [int(part) if part.strip().isdecimal() else 0 for part in (least, most if dash else least)]
-    if not 1 <= numbers[0] <= numbers[1]:
-        raise InputError(f"--workers {text}: want a number, or two such as 1-4: at least and at most")
+    numbers = [
+        int(part) if part.strip().isdecimal() and len(part) < 10 else 0 for part in (least, most if dash else least)
+    ]
+    if not 1 <= numbers[0] <= numbers[1] <= 1024:
+        raise InputError(f"--workers {text}: want a number, or two such as 1-4: at least and at most, up to 1024")
     return numbers[0], numbers[1]
 
 
@@ -196,18 +208,10 @@ def _read(output: str) -> tuple[TrainingPlan, str]:
     location = storage.join(output, "train.json")
     if not storage.exists(location):
         raise InputError(f"{output}: no train.json; give the output folder of a jobs/train.py that was started")
-    content = storage.read_object(location)
-    if content.get("schema") != SCHEMA:
-        raise InputError(f"{location}: schema {content.get('schema')!r}, want {SCHEMA}; train again with this version")
-    try:
-        plan = TrainingPlan(
-            configs={name: train_config_from(values, where=location) for name, values in content["configs"].items()},
-            data=content["data"],
-            folds=tuple(content["folds"]),
-            options=RunOptions(**content["options"]),
-            workers=(content["workers"][0], content["workers"][1]),
-            keep=content["keep"],
-        )
-        return plan, str(content["dataset"])
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{location}: field {error} is missing or wrong; choose another --output") from None
+    data = storage.read_bytes(location)
+    again = "choose another --output"
+    plan = checked.parse(data, TrainingPlan, where=location, schema=SCHEMA, again=again)
+    dataset = checked.parse(data, _OnDataset, where=location, again=again)
+    for name, config in plan.configs.items():
+        check_train_config(config, where=f"{location}: configs.{name}")
+    return plan, dataset.dataset

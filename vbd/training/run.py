@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vbd import deletion, storage
+from vbd import checked, deletion, storage
+from vbd.checked import Count, Share
 from vbd.config import TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError, input_error_within
@@ -75,19 +77,27 @@ def _selector_of(plan: TrainingPlan) -> Selector:
     return selector_for("training", gpu=plan.options.device == "cuda")
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """What `finished.json` of a run holds, besides its last number of workers."""
+
+    score: Share
+    step: Count
+
+
 def _trained(plan: TrainingPlan, member: str, fold: int, dataset: PreparedDataset, root: str) -> Outcome:
     """Trains a member on a fold unless that is done; its best checkpoint lies in `<root>/<member>-fold<fold>` then."""
     name = run_name(member, fold)
     run, folder = storage.join(root, "runs", name), storage.join(root, name)
     finished = storage.join(run, "finished.json")
     if storage.exists(finished):
-        told = storage.read_object(finished)
+        told = checked.read(finished, _Finished, again=f"remove {run} to train the fold again")
         if not storage.exists(storage.join(folder, "config.json")):
             raise InputError(
                 f"{folder}: the checkpoint of a finished fold is gone; put it back, or remove {run} to start anew"
             )
         print(f"{name}: finished before", flush=True)
-        return Outcome(member, fold, folder, told["score"], told["step"])
+        return Outcome(member, fold, folder, told.score, told.step)
     _make_ready(run)
     result = _fit(plan, plan.config_of(member, fold), dataset, storage.join(root, "runs"), name)
     best = best_of(run)

@@ -5,6 +5,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ray.train import get_context
 from ray.train.v2._internal.execution import context as ray_context
 from ray.train.v2._internal.util import logger as ray_train_log
 
-from vbd import storage
+from vbd import checked, storage
+from vbd.checked import Size
 from vbd.cluster import on_host
 from vbd.config import RunOptions, train_config_from
 from vbd.data.dataset import training_batches
@@ -28,6 +30,16 @@ from vbd.versions import check_versions
 
 # In the folder of a run: how many images go through a detector at a time since memory ran out, and why the run cannot go on.
 MICRO_BATCH, STOP = "micro_batch.json", "stop.json"
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    micro_batch: Size
+
+
+@dataclass(frozen=True)
+class _Stop:
+    reason: str
 
 
 class AttemptError(Exception):
@@ -80,7 +92,7 @@ def attempt(
     check_versions()
     say = _teller(Path(folder).name)
     if storage.exists(storage.join(folder, STOP)):
-        return str(storage.read_object(storage.join(folder, STOP))["reason"])
+        return checked.read(storage.join(folder, STOP), _Stop, again="remove it").reason
     config, options = train_config_from(task["config"]), RunOptions(**task["options"])
     micro_batch = _micro_batch(folder)
     is_first = get_context().get_world_rank() == 0
@@ -148,7 +160,7 @@ def _earlier(run: str, folder: Path) -> str | None:
 
 def _micro_batch(run: str) -> int | None:
     location = storage.join(run, MICRO_BATCH)
-    return int(storage.read_object(location)["micro_batch"]) if storage.exists(location) else None
+    return checked.read(location, _MicroBatch, again="remove it").micro_batch if storage.exists(location) else None
 
 
 def _reporter(run: str) -> Report:

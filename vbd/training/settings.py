@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vbd import storage
+from vbd.checked import check_rules
 from vbd.config import VARIANTS, RunOptions, TrainConfig, in_words, literals, train_config_from
 from vbd.errors import InputError
 from vbd.presets import with_steps
@@ -85,9 +86,7 @@ def changed(config: TrainConfig, settings: Settings) -> TrainConfig:
 def changed_options(options: RunOptions, settings: Settings) -> RunOptions:
     """The options with the settings in them."""
     changed_to = replace(options, **settings.options)
-    for name, least in (("threads", 1), ("loader_workers", 0)):
-        if getattr(changed_to, name) < least:
-            raise InputError(f"{name} {getattr(changed_to, name)}: want {least} or more")
+    check_rules(changed_to, lambda name, value: f"--set {name}={value}:")
     return changed_to
 
 
