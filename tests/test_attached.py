@@ -53,7 +53,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, l
     (folder / "config.json").write_text(json.dumps(plain))
     with Nodes(cpus=2, object_store_memory=200_000_000) as nodes:
         command = [sys.executable, "-c", f"from tests.test_attached import _run; _run({COMMANDS!r})"]
-        environment = nodes.environment | {"PYTHONPATH": str(ROOT)}
+        environment = nodes.environment | {"PYTHONPATH": f"{ROOT}:{ROOT}/jobs"}
         with Terminal(command, cwd=folder, env=environment, columns=200, rows=50) as terminal:
             shown = terminal.finish(timeout=900)
         sockets = [path.name for path in Path(nodes.folder, "ray", "session_latest", "sockets").iterdir()]
