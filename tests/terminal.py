@@ -5,9 +5,12 @@ import fcntl
 import os
 import pty
 import re
+import runpy
 import select
+import shlex
 import signal
 import struct
+import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import pyte
 
+ROOT = Path(__file__).parent.parent
 CTRL_C = b"\x03"
 
 
@@ -112,3 +116,21 @@ class Terminal:
         self._raw += data
         self._stream.feed(data)
         return bool(data)
+
+
+def all_in_one(commands: Sequence[str]) -> list[str]:
+    """One program that runs several jobs, so that imports, Ray and its workers are paid for once; see `run_jobs`."""
+    places = [str(ROOT), str(ROOT / "jobs")]
+    code = f"import sys; sys.path[:0] = {places!r}; from tests.terminal import run_jobs; run_jobs({list(commands)!r})"
+    return [sys.executable, "-c", code]
+
+
+def run_jobs(commands: Sequence[str]) -> None:
+    """Runs jobs one after the other, and prints the exit code of each: `exit 0: eda --data data --output eda.html`."""
+    for command in commands:
+        job, *flags = shlex.split(command)
+        sys.argv = [f"jobs/{job}.py", *flags]
+        try:
+            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+        except SystemExit as stop:
+            print(f"exit {stop.code or 0}: {command}", flush=True)

@@ -2,22 +2,19 @@
 
 import json
 import re
-import runpy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.nodes import ROOT, Nodes
-from tests.terminal import Terminal
+from tests.nodes import Nodes
+from tests.terminal import Terminal, all_in_one
 from vbd.connection_local import _LONGEST_SOCKET
 
 pytestmark = pytest.mark.slow
 
 _TINY = ("image_size=64", "variant=nano", "batch_size=4", "report_every=2", "warmup_steps=1", "pretrained=false")
 _SET = " ".join(f"--set={one}" for one in _TINY)
-# One driver runs them all, so that imports and workers are paid for once.
 COMMANDS = [
     "sample --output films --images 24 --test-images 4 --size 96 --format png --abnormal-share 0.8",
     "prepare --source films --output data --image-size 64 --folds 2",
@@ -32,17 +29,6 @@ COMMANDS = [
 ]
 
 
-def _run(commands: list[str]) -> None:
-    """Runs jobs one after the other, and prints the exit code of each."""
-    for command in commands:
-        job, *flags = command.split()
-        sys.argv = [f"jobs/{job}.py", *flags]
-        try:
-            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
-        except SystemExit as stop:
-            print(f"exit {stop.code or 0}: {command}", flush=True)
-
-
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, list[str]]]:
     """The folder in which all jobs ran, what they printed, and Ray's sockets; the head stands in the project's folder."""
@@ -52,9 +38,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, l
     plain = {name: int(v) if isinstance(v, str) and v.isdigit() else v for name, v in values.items()}
     (folder / "config.json").write_text(json.dumps(plain))
     with Nodes(cpus=2, object_store_memory=200_000_000) as nodes:
-        command = [sys.executable, "-c", f"from tests.test_attached import _run; _run({COMMANDS!r})"]
-        environment = nodes.environment | {"PYTHONPATH": f"{ROOT}:{ROOT}/jobs"}
-        with Terminal(command, cwd=folder, env=environment, columns=200, rows=50) as terminal:
+        with Terminal(all_in_one(COMMANDS), cwd=folder, env=nodes.environment, columns=200, rows=50) as terminal:
             shown = terminal.finish(timeout=900)
         sockets = [path.name for path in Path(nodes.folder, "ray", "session_latest", "sockets").iterdir()]
         yield folder, shown.plain, sockets
