@@ -53,13 +53,12 @@ def train(
         keep: How many of the newest checkpoints stay beside the best.
         resume: Go on with what the output folder holds; needs no other flag.
     """
-    sources = {"--run": run, "--second-stage": second_stage}
+    flags = {name: value for name, value in locals().items() if name not in ("output", "resume")}
     check_outputs(
         {"--output": (output, "folder")},
         reads={"--data": data, "--config": config, "--weights": weights},
-        beside=sources,
+        beside={"--run": run, "--second-stage": second_stage},
     )
-    flags = {name: value for name, value in locals().items() if name not in ("output", "resume")}
     from vbd.config import RunOptions
     from vbd.search.leaderboard import best_configs
     from vbd.training.plan import check_sources, configs_from, make_plan, resume_plan

@@ -55,7 +55,8 @@ def test_a_submitted_job_names_the_users_own_project(monkeypatch: pytest.MonkeyP
 def test_a_search_ends_with_the_commands_of_its_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vbd.search.run.run_search", lambda *_, **__: None)
+    for place in ("vbd.pipeline.check_pipeline", "vbd.search.tuner.needs_of", "vbd.search.run.run_search"):
+        monkeypatch.setattr(place, lambda *_, **__: None)
     made = SimpleNamespace(output="submission.csv", summary="the ensemble")
     monkeypatch.setattr("vbd.ensemble.build.build_ensemble", lambda *_, **__: made)
     monkeypatch.chdir(tmp_path)
@@ -121,5 +122,5 @@ def test_documents_name_the_python_of_the_environment(page: Path) -> None:
             count += 1
             whole = (lines[number - 1] if lines[number - 1].endswith("-- \\") else "") + line[: place.start()]
             wanted = "" if "ray job submit" in whole else ".venv/bin/"
-            assert place[1].lstrip("`") == wanted, f"{page.name}:{number + 1}: {line}"
+            assert place[1].lstrip("(`") == wanted, f"{page.name}:{number + 1}: {line}"
     assert count or page.name in ("jobs.md", "security.md")

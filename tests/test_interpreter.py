@@ -43,7 +43,7 @@ def _bare(*command: str, cwd: Path, **environment: str) -> "subprocess.Completed
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_a_job_outside_the_environment_names_the_python_to_use(job: Path, project: Path) -> None:
     done = _bare(f"jobs/{job.name}", "--run", "it's", cwd=project)
-    problem = f"vbd's packages are not installed for {sys.executable} (missing: vbd, PIL, cv2 and 23 more)"
+    problem = f"vbd's packages are not installed for {sys.executable} (missing: vbd, PIL, cv2 and 24 more)"
     message = f"{problem}; use: .venv/bin/python jobs/{job.name} --run 'it'\"'\"'s'"
     assert done.stderr == f"error: {message}\n"
     assert done.returncode == 2
@@ -59,7 +59,7 @@ def test_from_another_folder_too(project: Path, tmp_path: Path) -> None:
 
 def test_vbd_alone_is_not_enough(project: Path, tmp_path: Path) -> None:
     done = _bare(str(project / "jobs" / "tune.py"), cwd=tmp_path, PYTHONPATH=str(project))
-    assert "(missing: PIL, cv2, effdet and 22 more); use: " in done.stderr
+    assert "(missing: PIL, cv2, effdet and 23 more); use: " in done.stderr
 
 
 def _said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

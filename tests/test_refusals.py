@@ -42,19 +42,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("sample", ("--output", "mine", "--images", "2"), "mine: not empty"),
         ("sample", ("--output", "mine.csv", "--images", "2"), "mine.csv: is a file, want a folder"),
-        ("sample", ("--output", "new", "--images", "0"), "images is 0"),
+        ("sample", ("--output", "new", "--images", "0"), "--images 0: want 1 to"),
         ("prepare", ("--source", "{data}", "--output", "{data}"), "--source reads it"),
         ("prepare", ("--source", "{raw}", "--output", "mine"), "holds other files and no dataset of ours"),
         ("prepare", ("--source", "{raw}", "--output", "new", "--readers", "R99"), "--readers R99: no such reader"),
         ("prepare", ("--source", "{raw}", "--output", "mine.csv/new"), "mine.csv is a file); choose"),
         ("prepare", ("--source", "{data}", "--output", "{data}/new", "--policy", "B"), "lies within"),
-        ("prepare", ("--source", "{data}", "--output", "new", "--policy", "B", "--copies", "1000000"), "MB needed"),
+        ("prepare", ("--source", "{data}", "--output", "new", "--policy", "B", "--copies", "1000"), "MB needed"),
         ("eda", ("--data", "{data}", "--output", "{data}/dataset.json"), "want a file that ends in .html"),
         ("eda", ("--data", "{data}", "--output", "{data}/eda.html"), "lies within {data}, which --data reads"),
         ("eda", ("--data", "{data}", "--output", "mine.html"), "mine.html: holds a file that was not written"),
         ("eda", ("--data", "nowhere", "--output", "a.html", "--picture", "a.png"), "nowhere: not a prepared dataset"),
         ("eda", ("--data", "{data}", "--output", "a.html", "--picture", "{data}/images/a.png"), "lies within"),
-        ("tune", (*TUNE, "--name", "../new"), "--name '../new': want letters"),
+        ("tune", (*TUNE, "--name", "../new"), "--name ../new: want a name of ASCII letters"),
         ("tune", (*TUNE, "--name", "a", "--warm-start", "nowhere"), "nowhere: no leaderboard.json"),
         ("tune", ("search", "--storage", "runs"), "preset search needs --data"),
         ("tune", ("search", "--data", "nowhere"), "nowhere: not a prepared dataset"),
@@ -115,9 +115,11 @@ def test_what_only_a_cluster_can_refuse_leaves_no_run(prepared: str, ray_session
 
 
 def test_another_policy_is_refused_before_anything_is_prepared(phantom: Path, tmp_path: Path) -> None:
-    storage.write_json(f"{tmp_path}/augmentation.json", {"policy": "B", "copies": None, "seed": 0, "version": 1})
+    storage.write_json(
+        f"{tmp_path}/augmentation.json", {"policy": "B", "copies": None, "seed": 0, "version": 1, "dataset": "f00d"}
+    )
     before = _state(tmp_path)
-    with pytest.raises(InputError, match="holds an augmented dataset of policy B, not C"):
+    with pytest.raises(InputError, match="holds an augmented dataset of policy 'B', not 'C'"):
         prepare_and_materialise(str(phantom), str(tmp_path), PrepareConfig(), policy="C")
     assert _state(tmp_path) == before
 

@@ -345,6 +345,9 @@ _OPENS_BY_ITSELF = {
     "deletion.py": "what `storage` has written, and folders of this machine that nothing is left in",
     "data/dataset_cache.py": "the cache of this machine",
     "cluster.py": "the file in which Ray's head keeps what its autoscaler may start",
+    "caches.py": "the caches of this machine",
+    "connection_local.py": "the folders and the token of Ray on this machine",
+    "ray_noise.py": "standard error",
     "cli.py": "throws away what nobody reads any more",
 }
 _OF_PATHS = {"read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "unlink", "touch", "iterdir"}

@@ -30,6 +30,11 @@ def job_command(job: str, *arguments: str, interpreter: str = "") -> str:
     return shlex.join([*words, *arguments])
 
 
+def submit_command(dashboard: str) -> str:
+    """How a job is submitted to the cluster whose dashboard has this address."""
+    return f"ray job submit --address {shlex.quote(dashboard)} --working-dir . -- python jobs/..."
+
+
 def shown(path: "str | Path") -> str:
     """An absolute path for the user's shell: relative where it is inside the working directory."""
     try:

@@ -12,6 +12,7 @@ import socket
 import threading
 
 from vbd import ray_noise, versions
+from vbd.commands import submit_command
 from vbd.connection_local import check_own_ray
 from vbd.errors import InputError
 
@@ -120,13 +121,14 @@ def _check_form(address: str) -> None:
     scheme, separator, rest = address.partition("://")
     if separator and scheme in ("http", "https"):
         raise InputError(
-            f"RAY_ADDRESS {address}: this is the address of a dashboard; submit the job there (`ray job submit --address "
-            f"{address} --working-dir . -- python jobs/...`), or give the head's HOST:PORT, {rest.split(':')[0]}:6379 by default"
+            f"RAY_ADDRESS {address}: this is the address of a dashboard; submit the job there (`{submit_command(address)}`), "
+            f"or give the head's HOST:PORT, {rest.split(':')[0]}:6379 by default"
         )
     if separator and scheme == "ray":
+        dashboard = f"http://{rest.split(':')[0]}:8265"
         raise InputError(
-            f"RAY_ADDRESS {address}: Ray Client is not supported; submit the job (`ray job submit --address "
-            f"http://{rest.split(':')[0]}:8265 --working-dir . -- python jobs/...`), or run it on a node and give HOST:PORT"
+            f"RAY_ADDRESS {address}: Ray Client is not supported; submit the job "
+            f"(`{submit_command(dashboard)}`), or run it on a node and give HOST:PORT"
         )
     host, colon, port = address.rpartition(":")
     if separator or not host or not colon:

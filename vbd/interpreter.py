@@ -13,7 +13,7 @@ PYTHONS = ((3, 11), (3, 14))
 # What the jobs import, now or later: the modules of the dependencies in pyproject.toml.
 MODULES = (
     *("PIL", "cv2", "effdet", "hotcoco", "libjpeg", "numba", "numpy", "openjpeg", "optuna"),
-    *("pandas", "plotly", "pyarrow", "pycocotools", "pydicom", "pylibjpeg", "ray", "rich", "rle"),
+    *("pandas", "plotly", "pyarrow", "pycocotools", "pydantic", "pydicom", "pylibjpeg", "ray", "rich", "rle"),
     *("sklearn", "timm", "torch", "torchvision", "tyro", "yaml", "yolox"),
 )
 _EXIT_MISTAKE = 2

@@ -100,7 +100,7 @@ def _read_yaml(file: str) -> Any:
             f"{file}: {len(data):,} bytes, want at most {_LARGEST_YAML:,}; put lists of images into text files"
         )
     try:
-        return yaml.load(data, Loader)
+        return Loader(data).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid YAML ({(str(error).splitlines() or [''])[0][:200]})") from None
 
