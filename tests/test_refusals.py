@@ -99,7 +99,7 @@ def test_a_refusal_leaves_everything_as_it_was(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**8))
     places = {"data": prepared, "raw": str(phantom), "here": str(here)}
     before = _state(here, Path(prepared), phantom)
     line = mistake_of(job, monkeypatch, capsys, *(flag.format(**places) for flag in flags))

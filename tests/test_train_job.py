@@ -43,7 +43,7 @@ def _flags(prepared: str, *more: str) -> list[str]:
         (["--folds", "9"], "--folds 9: want all, or some of 0, 1, 2"),
         (["--keep", "0"], "--keep 0: want 1 to 1000"),
         (["--loader-workers", "-1"], "--loader-workers -1: want 0 to 256"),
-        (["--resume"], "--resume goes on with what out holds, without --data"),
+        (["--resume"], "/out holds, without --data; give the whole command instead"),
     ],
 )
 def test_a_wrong_command_is_told_in_one_line_before_ray_is_started(
