@@ -162,7 +162,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def search(prepared: str, tmp_path: Path) -> list[Trial]:
     """The trials of `<tmp_path>/run`, best first, of which the detections alone were kept."""
     run, fingerprint = str(tmp_path / "run"), open_dataset(prepared).fingerprint
-    storage.write_json(f"{run}/run.json", {"dataset": fingerprint, "data": prepared})
+    storage.write_json(f"{run}/run.json", {"search": {"preset": "test"}, "dataset": fingerprint, "data": prepared})
     for seed, skill in ((1, 0.9), (2, 0.5)):
         ended = ended_trial(run, tmp_path / "made", config_of(seed), prepared, skill=skill)
         TrialFolder(run, ended.trial_id).prune()
@@ -204,7 +204,7 @@ def test_a_score_that_differs_is_exit_code_1(search: list[Trial], prepared: str,
         (("--run", "run", "--score-threshold", "0"), "--score-threshold belongs to --predictions"),
         (("--run", "nowhere"), "nowhere: holds no search (no run.json)"),
         (("--run", "run"), "run/best: no manifest.json"),
-        (("--run", "run", "--trial", "0123456789"), "--trial 0123456789: no trial of run; "),
+        (("--run", "run", "--trial", "0123456789"), "--trial 0123456789: no trial of {here}/run; "),
         (("--run", "run", "--trial", "all", "--data", "run"), "run: not a prepared dataset"),
     ],
 )
@@ -215,4 +215,4 @@ def test_what_cannot_be_told_again_is_one_line_and_exit_code_2(
     assert done.returncode == 2, done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert told.format(here=tmp_path) in line
