@@ -69,6 +69,9 @@ def test_predictions_become_a_table_json_and_a_page(prepared: str, predictions: 
     content = json.loads((predictions / "out" / "scores.json").read_text())
     assert (content["schema"], content["synthetic"], content["part"]) == (2, True, "folds 0, 1, 2")
     assert content["scores"]["map_40_findings"] > content["against"]["scores"]["map_40_findings"]
+    page = (predictions / "out" / "scores.html").read_text()
+    assert "These predictions are better than poor.parquet: " in page
+    assert str(predictions) not in page
     check_figures(open_page(predictions / "out" / "scores.html", predictions / "profile"))
 
 
@@ -76,10 +79,13 @@ def test_the_members_of_a_run_are_scored(prepared: str, tmp_path: Path) -> None:
     skills = {"yolox-1": [detections_of(prepared, share=0.5, seed=1)]}
     skills |= {"retinanet-1": [detections_of(prepared, share=0.9, seed=2)]}
     kept(tmp_path / "run" / "best", skills, dataset=open_dataset(prepared).fingerprint)
-    done = run("--predictions", "run", "--data", prepared, "--replicates", "0", cwd=tmp_path)
+    done = run("--predictions", "run", "--data", prepared, "--replicates", "0", "--html", "x.html", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "run/best: retinanet-1, the best of them" in done.stdout
-    assert "yolox-1: run/best/yolox-1-fold0/out_of_fold.parquet" in done.stdout
+    assert "run/best: retinanet-1, the best of them" in done.stdout.splitlines()
+    assert "yolox-1: run/best/yolox-1-fold0/out_of_fold.parquet" in done.stdout.splitlines()
+    page = (tmp_path / "x.html").read_text()
+    assert "The rest of this page is about run/best: retinanet-1, the best of them." in page
+    assert str(tmp_path) not in page
 
 
 def test_a_submission_with_defects_is_exit_code_1(prepared: str, tmp_path: Path) -> None:
@@ -140,7 +146,7 @@ def test_what_cannot_be_examined_is_one_line_and_exit_code_2(
         (("--predictions", "good.parquet", "--part", "test"), "none of its images is in the test part"),
         (("--predictions", "good.parquet", "--part", "9"), "no fold 9; it has folds 0 to 2"),
         (("--predictions", "good.parquet", "--replicates", "-1"), "--replicates -1: want 0"),
-        (("--predictions", "good.parquet", "--score-threshold", "2"), "--score-threshold 2: want 0 to 1"),
+        (("--predictions", "good.parquet", "--score-threshold", "2"), "--score-threshold 2.0: want 0 to 1"),
         (("--predictions", "good.parquet", "--against", "none.csv"), "none.csv: no such file"),
         (("--predictions", "good.parquet", "--html", "/dev/null/x.html"), "/dev/null/x.html: cannot be written"),
     ],
@@ -162,7 +168,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def search(prepared: str, tmp_path: Path) -> list[Trial]:
     """The trials of `<tmp_path>/run`, best first, of which the detections alone were kept."""
     run, fingerprint = str(tmp_path / "run"), open_dataset(prepared).fingerprint
-    storage.write_json(f"{run}/run.json", {"dataset": fingerprint, "data": prepared})
+    storage.write_json(f"{run}/run.json", {"search": {"preset": "test"}, "dataset": fingerprint, "data": prepared})
     for seed, skill in ((1, 0.9), (2, 0.5)):
         ended = ended_trial(run, tmp_path / "made", config_of(seed), prepared, skill=skill)
         TrialFolder(run, ended.trial_id).prune()
@@ -204,7 +210,7 @@ def test_a_score_that_differs_is_exit_code_1(search: list[Trial], prepared: str,
         (("--run", "run", "--score-threshold", "0"), "--score-threshold belongs to --predictions"),
         (("--run", "nowhere"), "nowhere: holds no search (no run.json)"),
         (("--run", "run"), "run/best: no manifest.json"),
-        (("--run", "run", "--trial", "0123456789"), "--trial 0123456789: no trial of run; "),
+        (("--run", "run", "--trial", "0123456789"), "--trial 0123456789: no trial of {here}/run; "),
         (("--run", "run", "--trial", "all", "--data", "run"), "run: not a prepared dataset"),
     ],
 )
@@ -215,4 +221,4 @@ def test_what_cannot_be_told_again_is_one_line_and_exit_code_2(
     assert done.returncode == 2, done.stdout
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
-    assert told in line
+    assert told.format(here=tmp_path) in line

@@ -7,7 +7,12 @@ import pytest
 from tests.reports.searches import BASES, STARTED, history_of, search_of, trial_of
 from vbd import storage
 from vbd.config import TrainConfig
-from vbd.ensemble.recipe import SCHEMA
+from vbd.ensemble.calibrate import Calibration
+from vbd.ensemble.calibration_curves import Curve
+from vbd.ensemble.fusion import FusionOptions
+from vbd.ensemble.gates import Gate
+from vbd.ensemble.no_finding import NoFinding
+from vbd.ensemble.recipe import SCHEMA, Recipe
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.reports.page import Section, Table
@@ -99,10 +104,12 @@ def test_the_ensemble_is_shown_when_there_is_one(tmp_path: Path, verdict: str, w
         return {"map_40": value, "map_40_findings": value, "per_class": {"ILD": value, "Nodule/Mass": None}}
 
     assert ensemble(str(tmp_path)) == []
+    calibrations = {"yolox-1": Calibration(Curve("beta", coefficients=(1.0, 1.0, 0.0)), {})}
+    recipe = Recipe({"yolox-1": 1.0}, FusionOptions(), calibrations, (), NoFinding("boxes", (1.0, 1.0), 0.0), Gate())
     interval = {"estimate": 0.03, "low": -0.01, "high": 0.05}
     content = {
         "schema": SCHEMA,
-        "recipe": {"weights": {"yolox-1": 1.0}},
+        "recipe": recipe.to_json(),
         "single_scores": {"efficientdet-1": 0.2, "yolox-1": 0.3},
         "out_of_fold": scores(0.35),
         "test": {"yolox-1": scores(0.25), "ensemble": scores(0.31)},

@@ -72,7 +72,9 @@ def publish(run: str, dataset: PreparedDataset) -> Leaderboard:
 def finished(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run: a parent that was stopped, its child, a trial without weights, one of another family and one that failed."""
     run, dataset = tmp_path_factory.mktemp("runs") / "run", open_dataset(prepared)
-    storage.write_json(str(run / "run.json"), {"dataset": dataset.fingerprint, "data": prepared})
+    storage.write_json(
+        str(run / "run.json"), {"search": {"preset": "test"}, "dataset": dataset.fingerprint, "data": prepared}
+    )
     parent = trained(str(run), TINY, dataset, until=2)
     trained(str(run), CHILD, dataset, until=4).finish()
     parent.stop("its child took its place")
@@ -302,7 +304,7 @@ def test_another_dataset_is_refused(run: Path, prepared: str, tmp_path: Path) ->
     data = given(lambda content: {"fingerprint": "0" * 16})
     with pytest.raises(InputError, match=f"a search on dataset .*, but {data} is 0000.*; give --data the dataset of"):
         told(run, "all", data=data)
-    storage.write_json(str(run / "run.json"), {"dataset": "f", "data": "/nowhere"})
+    storage.write_json(str(run / "run.json"), {"search": {"preset": "test"}, "dataset": "f", "data": "/nowhere"})
     with pytest.raises(InputError, match=r"its dataset is not at /nowhere any more; give --data"):
         told(run, "all")
     assert told(run, PRUNED, data=prepared)[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vbd import storage
 from vbd.evaluation.average_precision import Scores
 from vbd.evaluation.confusion import Confusion
 from vbd.evaluation.intervals import Interval
@@ -135,7 +136,8 @@ def differences(comparison: Comparison) -> Plot:
         showlegend=True,
     )
     return Plot(
-        plot, f"These predictions minus {comparison.other}; an interval that holds 0 does not tell which is better."
+        plot,
+        f"These predictions minus {storage.shown(comparison.other)}; an interval that holds 0 does not tell which is better.",
     )
 
 

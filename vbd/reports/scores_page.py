@@ -81,13 +81,13 @@ def _short(report: Report, measures: Measures) -> Section:
 
 
 def _verdict_sentence(comparison: Comparison) -> str:
-    item = getattr(comparison.difference, RANKED_BY)
+    item, other = getattr(comparison.difference, RANKED_BY), shown(comparison.other)
     if math.isnan(item.estimate):
-        return f"Nothing can be compared with {comparison.other}: there is no finding."
+        return f"Nothing can be compared with {other}: there is no finding."
     words = {
-        "better": f"These predictions are better than {comparison.other}",
-        "worse": f"These predictions are worse than {comparison.other}",
-        "cannot tell": f"Whether these predictions or {comparison.other} are better cannot be told",
+        "better": f"These predictions are better than {other}",
+        "worse": f"These predictions are worse than {other}",
+        "cannot tell": f"Whether these predictions or {other} are better cannot be told",
     }[verdict(item)]
     interval = f" (95 % interval {signed(item.low)} to {signed(item.high)})" if not math.isnan(item.low) else ""
     return f"{words}: {RANKED_BY} differs by {signed(item.estimate)}{interval}, on the same images."
@@ -99,7 +99,7 @@ def _compared(comparison: Comparison) -> list[Section]:
         (name, _theirs(comparison, name), signed(item.estimate), signed_interval(item.low, item.high), verdict(item))
         for name, item in ours.items()
     ]
-    columns = ("", comparison.other, "difference", "95 % interval", "verdict")
+    columns = ("", shown(comparison.other), "difference", "95 % interval", "verdict")
     note = (
         "Both were weighed on the same bootstrap replicates of the same images. With fourteen classes, about one "
         "interval in twenty misses 0 by chance alone."
@@ -124,13 +124,13 @@ def _members(report: Report) -> list[Section]:
             number(member.scores.map_40),
             member.images,
             member.where,
-            ", ".join(member.files),
+            ", ".join(map(shown, member.files)),
         )
         for member in report.members
     ]
     columns = ("member", RANKED_BY, "95 % interval", "map_40", "images", "on", "detections")
     blocks: list[str | Table] = [Table("Each member on images it did not train on", columns, rows)]
-    blocks.append(f"The rest of this page is about {report.predictions}, the best of them.")
+    blocks.append(f"The rest of this page is about {shown(report.predictions)}, the best of them.")
     if len({member.where for member in report.members}) > 1:
         blocks.append("The members were scored on different images, so that their scores do not compare exactly.")
     return [Section("The members", blocks)]

@@ -25,7 +25,7 @@ def as_text(report: Report) -> str:
     """What was measured, in lines of a terminal."""
     note = " (synthetic data: says nothing about real X-rays)" if report.dataset.synthetic else ""
     lines = [f"{shown(report.predictions)} against the {report.where} of {shown(report.dataset.location)}{note}"]
-    lines += [f"warning: {name}: finds nothing in any image" for name in report.empty]
+    lines += [f"warning: {shown(name)}: finds nothing in any image" for name in report.empty]
     if report.measures is None:
         lines.append(f"not scored: {report.why_not}")
     else:
@@ -97,8 +97,8 @@ def _member_lines(report: Report) -> list[str]:
         )
         for member in report.members
     ]
-    files = [f"{member.name}: {', '.join(member.files)}" for member in report.members]
-    return [*_aligned(rows), *files, "", f"{report.predictions}, the best of them"]
+    files = [f"{member.name}: {', '.join(map(shown, member.files))}" for member in report.members]
+    return [*_aligned(rows), *files, "", f"{shown(report.predictions)}, the best of them"]
 
 
 def _headlines(measures: Measures) -> list[str]:
@@ -185,7 +185,7 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
         (name, signed(item.estimate), signed_interval(item.low, item.high), verdict(item))
         for name, item in named_differences(comparison).items()
     ]
-    return ["", f"minus {comparison.other}, on the same images", *_aligned(rows)]
+    return ["", f"minus {shown(comparison.other)}, on the same images", *_aligned(rows)]
 
 
 def _defect_lines(report: Report) -> list[str]:
