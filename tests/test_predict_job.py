@@ -73,7 +73,7 @@ def _environment() -> dict[str, str]:
             "--ensemble has members of its own; leave --checkpoint and --run out",
         ),
         (["--checkpoint", "{checkpoint}", "--workers", "0"], "--workers 0: want 1 to 1024"),
-        (["--checkpoint", "{checkpoint}", "--coco", "x"], "--coco x: want a file that ends in .json"),
+        (["--checkpoint", "{checkpoint}", "--coco", "/nowhere/x"], "--coco /nowhere/x: want a file that ends in .json"),
         (["--checkpoint", "{checkpoint}", "--images", "{empty}"], "empty: no images here"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(checkpoint: str, phan
     written = {path: path.stat().st_mtime_ns for path in parts}
     refused = _job(*flags, "--output", "killed", "--augmentation", "flip", folder=tmp_path)
     assert refused.returncode == 2
-    assert "(augmentation was none, is flip)" in refused.stderr
+    assert "(augmentation was 'none', is 'flip')" in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in parts} == written
     again = _job(*flags, "--output", "killed", folder=tmp_path)
     assert again.returncode == 0, again.stderr

@@ -27,8 +27,8 @@ def test_raw_films_become_an_augmented_dataset_in_one_command(phantom: Path, tmp
     assert "prepare: 72/72 images" in first.stdout
     assert first.stdout.splitlines()[-2].startswith("out: policy D, ")
     assert json.loads(first.stdout.splitlines()[-1]) | {"seconds": 0} == {
-        **{"job": "prepare", "exit": 0, "seconds": 0, "output": "out", "prepare_images": 72, "prepare_refused": 0},
-        **{"policy_images": 60, "policy_pictures": 72},
+        **{"job": "prepare", "exit": 0, "seconds": 0, "output": str(tmp_path / "out")},
+        **{"prepare_images": 72, "prepare_refused": 0, "policy_images": 60, "policy_pictures": 72},
     }
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 10_000
     again = run(*flags, cwd=tmp_path)

@@ -184,15 +184,19 @@ def test_another_seed_gives_other_pictures(
 
 
 def test_only_what_is_missing_is_made_again(
-    policy_c: Path, prepared: str, tmp_path: Path, in_process: list[str]
+    policy_c: Path, prepared: str, tmp_path: Path, in_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(policy_c, tmp_path / "copy"))
     victim = sorted((copy / "images").glob("*mosaic*"))[0]
     victim.write_bytes(b"cut")
     (copy / "augmented.json").unlink()
-    (copy / "images" / "stranger.png").write_bytes(b"")
+    stranger = copy / "images" / "stranger.png"
+    stranger.write_bytes(b"theirs")
     materialise(open_dataset(prepared), str(copy), Augmentation("C", None, 3))
     assert len(in_process) == 1
+    assert f"{copy}/images: left alone, not known to vbd: stranger.png\n" in capsys.readouterr().out
+    assert stranger.read_bytes() == b"theirs"
+    stranger.unlink()
     assert hashes_of(copy) == hashes_of(policy_c)
 
 
@@ -200,7 +204,7 @@ def test_another_policy_is_not_written_over_unasked(
     policy_c: Path, prepared: str, tmp_path: Path, in_process: list[str]
 ) -> None:
     copy = Path(shutil.copytree(policy_c, tmp_path / "copy"))
-    with pytest.raises(InputError, match="holds an augmented dataset of policy C, not B"):
+    with pytest.raises(InputError, match="holds an augmented dataset of policy 'C', not 'B'; choose another --output"):
         materialise(open_dataset(prepared), str(copy), Augmentation("B", None, 3))
     materialise(open_dataset(prepared), str(copy), Augmentation("B", None, 3), overwrite=True)
     assert not list((copy / "images").glob("*mosaic*"))

@@ -74,9 +74,9 @@ def test_other_predictions_in_the_folder_are_refused_with_the_difference(tmp_pat
     if is_finished:
         output.finish(lambda text: None)
     for change, told in (
-        ({"augmentation": "flip"}, "augmentation was none, is flip"),
-        ({"checkpoints": {"detections": {"sha256": "b"}}}, "checkpoints.detections.sha256 was a, is b"),
-        ({"folder": "/other"}, "folder was /films, is /other"),
+        ({"augmentation": "flip"}, "augmentation was 'none', is 'flip'"),
+        ({"checkpoints": {"detections": {"sha256": "b"}}}, "checkpoints.detections.sha256 was 'a', is 'b'"),
+        ({"folder": "/other"}, "folder was '/films', is '/other'"),
     ):
         with pytest.raises(InputError, match=rf"holds other predictions \({told}\); .* --overwrite"):
             Output(str(tmp_path), ONE | change, PARTS, names=["detections"])
@@ -116,11 +116,17 @@ def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
         output.write(_found(number))
     (tmp_path / "out" / "parts" / "notes.parquet").write_bytes(b"mine")
     (tmp_path / "mine.parquet").write_bytes(b"mine")
-    description = storage.read_object(str(tmp_path / "out" / "predictions.json"))
-    storage.write_json(
-        str(tmp_path / "out" / "predictions.json"), description | {"checkpoints": {"../mine": {}, "detections": {}}}
-    )
-    output = Output(str(tmp_path / "out"), ONE | {"augmentation": "flip"}, PARTS, names=["detections"], overwrite=True)
+    file = str(tmp_path / "out" / "predictions.json")
+    description = storage.read_object(file)
+    storage.write_json(file, description | {"checkpoints": {"../mine": {}, "detections": {}}})
+    other = ONE | {"augmentation": "flip"}
+    before = _names(tmp_path)
+    with pytest.raises(InputError) as error:
+        Output(str(tmp_path / "out"), other, PARTS, names=["detections"], overwrite=True)
+    assert str(error.value).startswith(f"{file}: checkpoints.../mine.[key] is '../mine'; want a name of ASCII letters")
+    assert _names(tmp_path) == before
+    storage.write_json(file, description)
+    output = Output(str(tmp_path / "out"), other, PARTS, names=["detections"], overwrite=True)
     for number in output.begin():
         output.write(_found(number))
     output.finish(lambda text: None)

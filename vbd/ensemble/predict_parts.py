@@ -89,7 +89,7 @@ class Output:
         """Says what is coming, and removes what is not of it; returns the numbers of the parts that are missing."""
         deletion.remove_leftovers(self.folder)
         storage.write_json(storage.join(self.folder, PREDICTIONS), self.description)
-        for name in sorted(filter(storage.is_safe_id, self._older)):
+        for name in sorted(self._older):
             storage.delete_file(storage.join(self.folder, name))
         here = set(storage.list_files(storage.join(self.folder, _PARTS)))
         deletion.keep_only(storage.join(self.folder, _PARTS), set(self._files.values()), _PART_NAME.fullmatch)
