@@ -57,7 +57,8 @@ class Terminal:
             try:
                 fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
                 os.chdir(cwd)
-                os.execvpe(command[0], list(command), {**env, "TERM": "xterm-256color"})
+                own = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}  # the real size
+                os.execvpe(command[0], list(command), {**own, "TERM": "xterm-256color"})
             finally:
                 os._exit(127)
 
