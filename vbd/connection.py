@@ -53,6 +53,7 @@ def connect() -> None:
 
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    ray_noise.start_filter()  # for each job of this process: the one before has ended its own
     is_open = False
     if not ray.is_initialized():
         address = _address()
@@ -60,7 +61,6 @@ def connect() -> None:
         if not address:
             check_own_ray()
         handler = signal.getsignal(signal.SIGTERM)
-        ray_noise.start_filter()
         environment = {"env_vars": _worker_settings(), "worker_process_setup_hook": ray_noise.worker_setup()}
         try:
             ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env=environment)
