@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -272,6 +274,36 @@ def test_what_a_submitted_job_sets_is_not_set_again(monkeypatch: pytest.MonkeyPa
     ):
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": runtime_env, "metadata": {}}))
         assert set(connection._worker_settings()) == all_of_them - left_out
+
+
+def test_a_hook_of_the_users_own_is_called_by_ours(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    # As `ray job submit --runtime-env-json` passes it on.
+    variables = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "tests.test_connection.their_hook", "MINE": "2"}
+    runtime_env = {"worker_process_setup_hook": "tests.test_connection.their_hook", "env_vars": variables}
+    submitted = json.dumps({"runtime_env": runtime_env, "metadata": {}})
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", submitted)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.delenv("HOOK_CALLED", raising=False)
+
+    def start(*, runtime_env: dict[str, Any], **_: object) -> None:
+        theirs = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["runtime_env"]
+        assert theirs == {"env_vars": {"MINE": "2"}}  # Ray refuses what both set
+        runtime_env["worker_process_setup_hook"]()
+        raise ConnectionError("started")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    with pytest.raises(InputError):
+        connect()
+    assert os.environ.pop("HOOK_CALLED") == "10.0.0.1:6379"  # after ours
+    assert os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] == submitted
+
+
+def their_hook() -> None:
+    """What a user sets up in each worker."""
+    os.environ["HOOK_CALLED"] = os.environ["RAY_ADDRESS"]
 
 
 # ----------------------------------------------------------------------------------------------- what ray.init itself says

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,7 @@ def test_a_run_folder_of_another_search_or_dataset_is_refused(
     assert other.returncode == 2
     assert "another search (candidates[0].base" in other.stderr
     manifest = storage.read_json(f"{prepared}/dataset.json")
+    shutil.copytree(prepared, tmp_path / "moved")
     storage.write_json(str(tmp_path / "moved" / "dataset.json"), manifest | {"fingerprint": "0" * 16})
     foreign = _run(_tune(str(tmp_path / "moved"), run.parent, "--steps", "8", "--trials", "1"), tmp_path)
     assert foreign.returncode == 2

@@ -3,6 +3,7 @@
 Everything that a user can fix is checked before Ray starts: Ray itself retries for minutes and then raises an internal error.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 
 from vbd import ray_noise, versions
 from vbd.commands import submit_command
@@ -30,6 +32,8 @@ _RAY_SETTINGS = {
 }
 # Set by `ray job submit`: the job's configuration with its runtime environment, as JSON.
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# Where Ray hands a job's hook on to its workers; a submitted job brings it beside the hook.
+_HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 
 # They announce, at WARNING or INFO, what our own lines say or what is meant to be so.
 _NOISY_LOGGERS = ("ray._private.authentication.authentication_token_setup",)
@@ -61,9 +65,13 @@ def connect() -> None:
         if not address:
             check_own_ray()
         handler = signal.getsignal(signal.SIGTERM)
-        environment = {"env_vars": _worker_settings(), "worker_process_setup_hook": ray_noise.worker_setup()}
         try:
-            ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env=environment)
+            with _without_hook() as hook:
+                environment = {
+                    "env_vars": _worker_settings(),
+                    "worker_process_setup_hook": ray_noise.worker_setup(hook),
+                }
+                ray.init(logging_level=logging.WARNING, log_to_driver=True, runtime_env=environment)
         except Exception as error:
             if not address:
                 check_own_ray()  # the disk may be full only now
@@ -89,6 +97,27 @@ def _worker_settings() -> dict[str, str]:
     settings[versions.VARIABLE] = json.dumps(versions.installed())
     submitted = json.loads(os.environ.get(_SUBMITTED) or "{}").get("runtime_env") or {}
     return {name: value for name, value in settings.items() if name not in (submitted.get("env_vars") or {})}
+
+
+@contextlib.contextmanager
+def _without_hook() -> Iterator[str]:
+    """Takes `worker_process_setup_hook` out of the job's own runtime environment, and yields its "module.function" or "".
+
+    Ray accepts one hook, and ours calls the user's.
+    """
+    before = os.environ.get(_SUBMITTED, "")
+    config = json.loads(before or "{}")
+    environment = config.get("runtime_env") or {}
+    hook = environment.pop("worker_process_setup_hook", None)
+    if not hook:
+        yield ""
+        return
+    (environment.get("env_vars") or {}).pop(_HOOK_VARIABLE, None)
+    os.environ[_SUBMITTED] = json.dumps(config)
+    try:
+        yield hook
+    finally:
+        os.environ[_SUBMITTED] = before
 
 
 # --------------------------------------------------------------------------------------------------------- before ray.init

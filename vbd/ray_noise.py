@@ -26,10 +26,11 @@ _PAUSE_SECONDS = 0.05  # after which an unfinished line, such as a progress bar,
 _END_SECONDS = 5.0
 
 
-def worker_setup() -> Callable[[], None]:
+def worker_setup(then: str = "") -> Callable[[], None]:
     """A function for Ray's `worker_process_setup_hook`, which runs in each worker before anything else.
 
-    It is pickled by value, so that a node without vbd still reports what it lacks by itself.
+    It is pickled by value, so that a node without vbd still reports what it lacks by itself. `then`: the user's own hook as
+    "module.function", which it calls last.
     """
 
     def set_up() -> None:
@@ -43,6 +44,10 @@ def worker_setup() -> Callable[[], None]:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         # Ray Train sets it, not its user.
         warnings.filterwarnings("ignore", message=r"`ExecutionOptions\.exclude_resources` is deprecated")
+        if then:
+            from ray._common.utils import load_class
+
+            load_class(then)()
 
     return set_up
 

@@ -37,10 +37,11 @@ class Fault:
     """What happens before a step of a trial, which is named by its learning rate; `write` happens to the driver.
 
     hold: it waits until a file named `go` lies in the folder of faults. kill: its process dies. memory: none is left.
-    write: the driver dies when it has written a file or folder that ends in `place`, but has not put it there yet.
+    diverge: its gradient becomes infinite. write: the driver dies when it has written a file or folder that ends in `place`,
+    but has not put it there yet.
     """
 
-    kind: Literal["hold", "kill", "memory", "write"]
+    kind: Literal["hold", "kill", "memory", "diverge", "write"]
     rate: float = 0.0
     step: int = 0
     times: int = 1
@@ -262,7 +263,10 @@ def install() -> None:
             import torch
 
             raise torch.OutOfMemoryError("no memory is left")
-        return gradients_of(run, step, batch)
+        loss = gradients_of(run, step, batch)
+        if due("diverge", run, step):
+            next(weight.grad for weight in run.model.parameters() if weight.grad is not None).fill_(float("inf"))
+        return loss
 
     TrainingRun.step, TrainingRun._gradients = step_with_faults, gradients_with_faults  # type: ignore[method-assign]
     tuning.train = run_worker.train = train_with_faults

@@ -170,12 +170,11 @@ def test_a_terminated_search_tells_what_it_has_and_the_same_command_goes_on(
 def test_who_dies_is_tried_again_who_always_dies_or_has_no_memory_ends_with_its_reason_and_the_others_go_on(
     undisturbed: Path, searches: Any
 ) -> None:
-    once, always, starved, diverges = 1e-3, 2e-3, 4e-3, 1e9
+    once, always, starved, diverges = 1e-3, 2e-3, 4e-3, 8e-3
     candidate = replace(SEARCH.candidates[0], choices={"learning_rate": (once, always, starved, diverges)})
     wider = replace(SEARCH, candidates=(candidate,))
-    search = searches(
-        Fault("kill", once, 4), Fault("kill", always, 4, times=9), Fault("memory", starved, 4, times=9), search=wider
-    )
+    faults = (Fault("kill", once, 4), Fault("kill", always, 4, times=9), Fault("memory", starved, 4, times=9))
+    search = searches(*faults, Fault("diverge", diverges, 4), search=wider)
     assert search.end() == 0, search.output
     found = {trial.config.learning_rate: trial for trial in read_leaderboard(str(search.run)).trials}
     assert {rate: trial.status for rate, trial in found.items()} == {
