@@ -20,8 +20,8 @@ os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="vbd-bench-"))
 import numpy as np
 from ensemble_boxes import nms, non_maximum_weighted, soft_nms, weighted_boxes_fusion
 
-from vbd.ensemble.fusion import METHODS, FusionOptions, fuse_all
-from vbd.fusing import CONFIDENCES
+from vbd.fusion.detections import METHODS, FusionOptions, fuse_all
+from vbd.fusion.wbf import CONFIDENCES
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections
 
@@ -34,7 +34,7 @@ RULES += [FusionOptions(method, "avg", IOU, SKIP) for method in METHODS if metho
 # The first call in a process, told by itself: compiling when the folder of compiled code is empty, loading otherwise.
 FIRST_CALL = """
 import time, numpy as np
-from vbd.ensemble.fusion import METHODS, fuse_all
+from vbd.fusion.detections import METHODS, fuse_all
 from vbd.records import Detections
 box = Detections("a", np.array([[0, 0, 9, 9]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
 for method in METHODS:

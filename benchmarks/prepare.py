@@ -49,7 +49,7 @@ def _connect() -> None:
 
 def phantom(folder: Path, images: int, *, image_format: str, size: int) -> Path:
     """A raw folder of so many films, a few of them different."""
-    from vbd.data.phantom import write_phantom
+    from vbd.data.phantom.write import write_phantom
 
     raw, unique = folder / f"raw-{image_format}-{size}-{images}", min(images, UNIQUE)
     write_phantom(raw, images=unique, test_images=0, image_format=image_format, size=size, processes=2)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def phantom(folder: Path, images: int, *, image_format: str, size: int) -> Path:
 
 def pool(folder: Path) -> None:
     """Steady state: from the first finished task to the last, so that starting Ray or the pool does not count."""
-    from vbd.data import materialise, prepare_shards
+    from vbd.data.prepare import augmented as materialise, shards as prepare_shards
     from vbd.data.prepared import open_dataset
 
     _connect()
@@ -89,7 +89,7 @@ def pool(folder: Path) -> None:
             folder,
         )
     base = folder / "base"
-    from vbd.data.prepare import prepare
+    from vbd.data.prepare.dataset import prepare
 
     prepare(str(raw), str(base), config)
     augmentation = materialise.Augmentation("C", None, 0)
@@ -103,8 +103,8 @@ def pool(folder: Path) -> None:
 def _prepare_tasks(raw: Path, config: PrepareConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     import json
 
-    from vbd.data.prepare_shards import plan_shards
-    from vbd.data.sources import read_source
+    from vbd.data.prepare.shards import plan_shards
+    from vbd.data.sources.read import read_source
 
     shards = plan_shards(read_source(str(raw)).images, 32)
     tasks = [{"shard": s.name, "rows": json.dumps(s.rows), "known": "[]"} for s in shards]
@@ -113,7 +113,7 @@ def _prepare_tasks(raw: Path, config: PrepareConfig) -> tuple[list[dict[str, Any
 
 def _compare(name: str, plan: tuple[list[dict[str, Any]], dict[str, Any]], worker: Callable, folder: Path) -> None:
     """Both ways in turns, twice; the median of each."""
-    from vbd.data.prepare_tasks import spread
+    from vbd.cluster.tasks import spread
 
     tasks, options = plan
     rates: dict[str, list[float]] = {"pool": [], "ray": []}
@@ -146,8 +146,8 @@ def _compare(name: str, plan: tuple[list[dict[str, Any]], dict[str, Any]], worke
 
 def labels(folder: Path) -> None:
     """From csv to COCO files. Where the real annotations are installed they are used, with made-up image sizes."""
-    from vbd.data.labelling import ImageFacts, label_images, write_labels
-    from vbd.data.sources import read_source
+    from vbd.data.labelling.label import ImageFacts, label_images, write_labels
+    from vbd.data.sources.read import read_source
 
     raw, what = _label_folder(folder)
     config = PrepareConfig(image_size=512)
@@ -176,7 +176,7 @@ def label_images_of_nothing(config: PrepareConfig) -> None:
     """Compiles the fusing kernel, whose code is kept on disk for every later run of this machine."""
     import pandas as pd
 
-    from vbd.data.readers import fuse_readers
+    from vbd.data.labelling.readers import fuse_readers
 
     row = {"image_id": "a", "rad_id": "R1", "label": 1, "x_min": 0.0, "y_min": 0.0, "x_max": 9.0, "y_max": 9.0}
     fuse_readers(pd.DataFrame([row]), method=config.fusion)
@@ -210,7 +210,7 @@ def _label_folder(folder: Path) -> tuple[Path, str]:
 
 def yolo(folder: Path) -> None:
     """600 grey PNG of 1024 px with YOLO labels to a COCO dataset, against reading and writing every image by cv2."""
-    from vbd.data.prepare import prepare
+    from vbd.data.prepare.dataset import prepare
 
     _connect()
     source = _yolo_folder(folder, 600, 1024)
@@ -238,7 +238,7 @@ def yolo(folder: Path) -> None:
 
 def _yolo_folder(folder: Path, images: int, size: int) -> Path:
     """Square films with a label file each."""
-    from vbd.data.images import decode_image, encode_image
+    from vbd.data.images.prepare import decode_image, encode_image
 
     raw, source = phantom(folder, images, image_format="png", size=size), folder / "yolo"
     (source / "images").mkdir(parents=True)
@@ -281,8 +281,8 @@ def memory(folder: Path) -> None:
 
 
 def _memory_of(raw: str, output: str) -> None:
-    from vbd.data import prepare_tasks
-    from vbd.data.prepare import prepare
+    from vbd.cluster import tasks as prepare_tasks
+    from vbd.data.prepare.dataset import prepare
 
     _connect()
     times: list[tuple[float, int]] = []  # when, and how many images were done

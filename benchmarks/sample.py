@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vbd.config import PrepareConfig
-from vbd.data.dataset import Images
+from vbd.data.batches.make import Images
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.records import Row
 
@@ -14,8 +14,8 @@ def phantom(folder: Path, *, images: int, size: int, film: int) -> PreparedDatas
     """A prepared dataset of synthetic films of `film` pixels at `size` pixels; made once in a folder."""
     import ray
 
-    from vbd.data.phantom import write_phantom
-    from vbd.data.prepare import prepare
+    from vbd.data.phantom.write import write_phantom
+    from vbd.data.prepare.dataset import prepare
 
     raw, prepared = folder / "phantom", folder / f"phantom-{size}"
     if (prepared / "dataset.json").exists():

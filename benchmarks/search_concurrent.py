@@ -18,7 +18,7 @@ from sample import phantom
 from searches import QUIET, Clock, run_trials, small
 
 from vbd.config import Family, RunOptions
-from vbd.search.tuning import run_trial
+from vbd.search.tune.trial import run_trial
 
 SMALLEST: dict[Family, str] = {
     "yolox": "nano",

@@ -21,9 +21,9 @@ from searches import QUIET, run_trials, small
 
 from vbd.config import VARIANTS, Candidate, Family, RunOptions, SearchConfig, TrainConfig
 from vbd.records import Trial
-from vbd.search.leaderboard import ranked
+from vbd.search.kept.leaderboard import ranked
 from vbd.search.run import run_search
-from vbd.search.tuning import run_trial
+from vbd.search.tune.trial import run_trial
 
 CPU = RunOptions(device="cpu")
 CHOICES: dict[str, tuple[Any, ...]] = {

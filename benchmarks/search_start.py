@@ -25,7 +25,7 @@ from searches import QUIET, Clock, run_trials, small
 
 from vbd.config import RunOptions
 from vbd.records import Trial
-from vbd.search.tuning import run_trial
+from vbd.search.tune.trial import run_trial
 
 TRIALS = 4  # of a round
 

@@ -12,10 +12,10 @@ from ray.tune.schedulers import FIFOScheduler
 
 from vbd.config import TrainConfig
 from vbd.records import Trial
-from vbd.search.proposals import Listed
-from vbd.search.trial import read_trials
-from vbd.search.tuner import Watch, build_tuner
-from vbd.search.tuning import ProposalSearcher, Workers
+from vbd.search.propose.build import Listed
+from vbd.search.kept.trial import read_trials
+from vbd.search.tune.tuner import Watch, build_tuner
+from vbd.search.tune.trial import ProposalSearcher, Workers
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when a search starts; no table of Tune's
 

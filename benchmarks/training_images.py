@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from vbd.augment.policies import augment
 from vbd.config import VARIANTS, Policy, RunOptions, TrainConfig
-from vbd.data.dataset import Images, training_batches
+from vbd.data.batches.make import Images, training_batches
 from vbd.data.prepared import PreparedDataset
 from vbd.models import detector_of
 from vbd.records import Batch, Row

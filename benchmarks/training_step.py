@@ -20,7 +20,7 @@ import tyro
 from sample import phantom
 
 from vbd.config import FAMILIES, VARIANTS, Family, RunOptions, TrainConfig
-from vbd.data.dataset import training_batches
+from vbd.data.batches.make import training_batches
 from vbd.data.prepared import PreparedDataset
 from vbd.models import detector_of
 from vbd.records import Batch

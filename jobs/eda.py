@@ -2,8 +2,8 @@
 
 import _environment  # noqa: F401 # isort: skip
 
-from vbd.cli import Location, main
-from vbd.outputs import check_outputs
+from vbd.console.main import Location, main
+from vbd.storage.outputs import check_outputs
 from vbd.storage import shown
 
 
@@ -16,7 +16,7 @@ def eda(*, data: Location, output: Location, picture: Location | None = None) ->
         picture: Also write a PNG of one image with its readers' boxes beside the fused ones.
     """
     check_outputs({"--output": (output, "page"), "--picture": (picture, "picture")}, reads={"--data": data})
-    from vbd.reports.eda import write_eda
+    from vbd.reports.eda.page import write_eda
     from vbd.reports.gallery import readme_picture
 
     if picture:  # first: it needs an image with a finding, and nothing is written where there is none

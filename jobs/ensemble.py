@@ -5,12 +5,12 @@ import _environment  # noqa: F401 # isort: skip
 from typing import Annotated, Literal
 
 from vbd import storage
-from vbd.checked import between
-from vbd.cli import Location, connect, main
+from vbd.config.checked import between
+from vbd.console.main import Location, connect, main
 from vbd.config import Device, Seed
-from vbd.outputs import check_outputs
+from vbd.storage.outputs import check_outputs
 from vbd.storage import shown
-from vbd.summary import tell
+from vbd.console.last_line import tell
 
 
 def ensemble(
@@ -59,7 +59,7 @@ def ensemble(
     tell(submission=result.output)
     print(result.summary)
     if html is not None:
-        from vbd.reports.ensemble import write_ensemble_page
+        from vbd.reports.ensemble.page import write_ensemble_page
 
         write_ensemble_page(result, html, replicates=replicates)
         print(f"report       {shown(html)}")

@@ -5,11 +5,11 @@ import _environment  # noqa: F401 # isort: skip
 from collections.abc import Mapping
 from typing import Annotated
 
-from vbd.checked import Share, between
-from vbd.cli import Location, main
+from vbd.config.checked import Share, between
+from vbd.console.main import Location, main
 from vbd.config import Device
 from vbd.errors import InputError
-from vbd.outputs import check_outputs
+from vbd.storage.outputs import check_outputs
 
 
 def evaluate(
@@ -66,19 +66,19 @@ def evaluate(
         beside={"--predictions": predictions, "--against": against, "--check": check},
     )
     if run is not None:
-        from vbd.search.replay import replay_run
+        from vbd.search.kept.replay import replay_run
 
         return 0 if replay_run(run, trial=trial, data=data, device=device) else 1
     if data is None:
         raise InputError("--data is missing: give the prepared dataset that the predictions are for")
     if check is not None:
-        from vbd.reports.doctor import examine, parse_part
+        from vbd.submission.examine import examine, parse_part
 
         examined = examine(check, data, part=parse_part(part), output_json=json)
         print(examined.text)
         return 1 if examined.findings else 0
     assert predictions is not None
-    from vbd.reports.scores import parse_part, score_predictions
+    from vbd.reports.scores.score import parse_part, score_predictions
 
     scored = score_predictions(
         predictions,

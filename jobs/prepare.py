@@ -4,10 +4,10 @@ import _environment  # noqa: F401 # isort: skip
 
 from typing import Literal
 
-from vbd.checked import Count
-from vbd.cli import Location, connect, main
+from vbd.config.checked import Count
+from vbd.console.main import Location, connect, main
 from vbd.config import Copies, Folds, Overlap, Readers, Seed, Side
-from vbd.outputs import check_outputs
+from vbd.storage.outputs import check_outputs
 
 
 def prepare(
@@ -62,7 +62,7 @@ def prepare(
     """
     check_outputs({"--output": (output, "folder")}, reads={"--source": source})
     from vbd.config import PrepareConfig
-    from vbd.data.materialise import prepare_and_materialise
+    from vbd.data.prepare.augmented import prepare_and_materialise
 
     config = PrepareConfig(
         image_size=image_size,

@@ -2,8 +2,8 @@
 
 import _environment  # noqa: F401 # isort: skip
 
-from vbd.cli import Location, main
-from vbd.outputs import check_outputs
+from vbd.console.main import Location, main
+from vbd.storage.outputs import check_outputs
 from vbd.storage import shown
 
 
@@ -17,7 +17,7 @@ def report(*, run: Location, output: Location, data: Location | None = None) -> 
             pictures of what was found and missed.
     """
     check_outputs({"--output": (output, "page")}, reads={"--data": data}, beside={"--run": run})
-    from vbd.reports.search import write_search_report
+    from vbd.reports.search.page import write_search_report
 
     write_search_report(run, output, data=data)
     print(f"{shown(output)}: written; open it in any browser")

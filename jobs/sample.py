@@ -4,12 +4,12 @@ import _environment  # noqa: F401 # isort: skip
 
 from typing import Annotated, Any, Literal
 
-from vbd.checked import Share, between
-from vbd.cli import Location, main
+from vbd.config.checked import Share, between
+from vbd.console.main import Location, main
 from vbd.config import Processes, Seed
-from vbd.outputs import check_outputs
+from vbd.storage.outputs import check_outputs
 from vbd.storage import shown
-from vbd.summary import tell
+from vbd.console.last_line import tell
 
 
 def sample(
@@ -36,7 +36,7 @@ def sample(
         processes: Processes that draw at the same time.
     """
     check_outputs({"--output": (output, "folder")})
-    from vbd.data.phantom import write_phantom
+    from vbd.data.phantom.write import write_phantom
 
     options: dict[str, Any] = {"size": size, "abnormal_share": abnormal_share, "seed": seed, "processes": processes}
     counts = write_phantom(output, images=images, test_images=test_images, image_format=format, **options)

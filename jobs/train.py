@@ -6,9 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from vbd.cli import Location, connect, main
+from vbd.console.main import Location, connect, main
 from vbd.config import Family, Input, Kept, LoaderWorkers
-from vbd.outputs import check_outputs
+from vbd.storage.outputs import check_outputs
 
 
 def train(
@@ -60,9 +60,9 @@ def train(
         beside={"--run": run, "--second-stage": second_stage},
     )
     from vbd.config import RunOptions
-    from vbd.search.leaderboard import best_configs
-    from vbd.training.plan import check_sources, configs_from, make_plan, resume_plan
-    from vbd.training.run import train_plan
+    from vbd.search.kept.leaderboard import best_configs
+    from vbd.training.folds.plan import check_sources, configs_from, make_plan, resume_plan
+    from vbd.training.folds.run import train_plan
     from vbd.training.settings import parse_settings
 
     if resume:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vbd.checked import SafeName, between
-from vbd.cli import Location, connect, main
+from vbd.config.checked import SafeName, between
+from vbd.console.main import Location, connect, main
 from vbd.config import Device, Family, LoaderWorkers, Seed, Steps, Trials
 
 
@@ -31,7 +31,7 @@ def tune(
 ) -> None:
     """Search detectors, augmentation and hyperparameters; ensemble the best; write a submission. Run again to resume.
 
-    A NAME of --set or --vary is a field of vbd/config.py, of all families that have it, or with FAMILY.NAME of one.
+    A NAME of --set or --vary is a field of vbd/config/fields.py, of all families that have it, or with FAMILY.NAME of one.
 
     Args:
         preset: smoke (minutes on a laptop), study (augmentation A-E at equal steps) or search (the full space).
@@ -52,8 +52,8 @@ def tune(
         loader_workers: Processes beside each trial that decode and augment.
     """
     from vbd.pipeline import run_pipeline
-    from vbd.presets import preset_of
-    from vbd.search.settings import options_from, search_from
+    from vbd.config.presets import preset_of
+    from vbd.search.space.settings import options_from, search_from
 
     search = search_from(
         preset_of(preset),

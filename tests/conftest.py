@@ -52,7 +52,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Raw films in the competition's layout: 60 to train on, most of them abnormal, and 12 for the test part."""
-    from vbd.data.phantom import write_phantom
+    from vbd.data.phantom.write import write_phantom
 
     folder = tmp_path_factory.mktemp("phantom") / "raw"
     write_phantom(folder, images=60, test_images=12, image_format="dicom", size=160, abnormal_share=0.7, seed=5)
@@ -63,7 +63,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(phantom: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The phantom prepared at 128 pixels, in three folds and shards of 16 images."""
     from vbd.config import PrepareConfig
-    from vbd.data.prepare import prepare
+    from vbd.data.prepare.dataset import prepare
 
     folder = tmp_path_factory.mktemp("prepared") / "data"
     prepare(str(phantom), str(folder), PrepareConfig(image_size=128, num_folds=3, shard_size=16))

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vbd import ownership, storage
-from vbd.ownership import OWNER
+from vbd.storage import ownership
+from vbd import storage
+from vbd.storage.ownership import OWNER
 
 # An owner of another machine.
 FAR: dict[str, Any] = {

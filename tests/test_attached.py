@@ -9,7 +9,7 @@ import pytest
 
 from tests.nodes import Nodes
 from tests.terminal import Terminal, all_in_one
-from vbd.connection_local import _LONGEST_SOCKET
+from vbd.cluster.own_ray import _LONGEST_SOCKET
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.nodes import Job, Nodes, wait_until
-from vbd.cli import connect, main
+from vbd.console.main import connect, main
 from vbd.config import Candidate, RunOptions, SearchConfig, TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_search_starts_from_no_worker_and_leaves_none(growing: Nodes, prepared
     assert "1 CPU and 1 GPU on a node labelled vbd-role=gpu: no node has that yet; of the autoscaler: " in waiting[0]
     told = json.loads(job.output.splitlines()[-1])
     assert told["trials"] == {"finished": 6}
-    from vbd.search.leaderboard import read_leaderboard
+    from vbd.search.kept.leaderboard import read_leaderboard
 
     board = read_leaderboard(str(tmp_path / "run"))
     # Nobody said that trials are to have a GPU: the autoscaler's config did.

@@ -115,7 +115,7 @@ def read_only() -> Iterator[Path]:
 
 FUSION = """
 import vbd
-from vbd.fusing import weighted_box_fusion
+from vbd.fusion.wbf import weighted_box_fusion
 fused = weighted_box_fusion([[0, 0, 10, 10], [0, 0, 10, 12]], [0.6, 0.2], [3, 3], [0, 1], weights=[1, 1])
 print(vbd.__file__, fused.boxes.tolist(), fused.scores.tolist())
 """

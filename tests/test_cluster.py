@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from vbd import cluster
-from vbd.cluster import on_host
+from vbd.cluster import nodes as cluster
+from vbd.cluster.nodes import on_host
 from vbd.errors import StoreError
-from vbd.search import tuning
-from vbd.search.trial import TrialFolder
-from vbd.training import run_worker
+from vbd.search.tune import trial as tuning
+from vbd.search.kept.trial import TrialFolder
+from vbd.training.folds import worker as run_worker
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from vbd.data.prepared import open_dataset
 from vbd.ensemble.recipe import read_ensemble, read_recipe
 from vbd.errors import InputError
 from vbd.pipeline import run_pipeline
-from vbd.presets import preset_of
+from vbd.config.presets import preset_of
 
 ROOT = Path(__file__).parent.parent
 AWKWARD = "my runs #1 50%"  # as one types without thinking of a shell
@@ -55,7 +55,7 @@ def test_a_submitted_job_names_the_users_own_project(monkeypatch: pytest.MonkeyP
 def test_a_search_ends_with_the_commands_of_its_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for place in ("vbd.pipeline.check_pipeline", "vbd.search.tuner.needs_of", "vbd.search.run.run_search"):
+    for place in ("vbd.pipeline.check_pipeline", "vbd.search.tune.tuner.needs_of", "vbd.search.run.run_search"):
         monkeypatch.setattr(place, lambda *_, **__: None)
     made = SimpleNamespace(output="submission.csv", summary="the ensemble")
     monkeypatch.setattr("vbd.ensemble.build.build_ensemble", lambda *_, **__: made)

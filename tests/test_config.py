@@ -17,7 +17,7 @@ from vbd.config import (
     train_config_from,
 )
 from vbd.errors import InputError
-from vbd.presets import preset_of, with_steps
+from vbd.config.presets import preset_of, with_steps
 
 
 def test_the_hash_survives_json_and_sees_every_field() -> None:

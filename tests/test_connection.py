@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.nodes import free_port
-from vbd import connection
-from vbd.connection import connect
+from vbd.cluster import connect as connection
+from vbd.cluster.connect import connect
 from vbd.errors import InputError
 
 FORMS = "want the head's HOST:PORT (its port is 6379 by default), auto or local"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vbd import deletion, storage
+from vbd.storage import deletion
+from vbd import storage
 
 
 @pytest.fixture

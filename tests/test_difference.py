@@ -1,6 +1,6 @@
 import pytest
 
-from vbd.difference import first_difference
+from vbd.config.difference import first_difference
 
 
 @pytest.mark.parametrize(

@@ -14,26 +14,26 @@ from tests.reports.searches import search_of, write_trials
 from vbd import storage
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import open_dataset, read_truths
-from vbd.ensemble.calibrate import Calibration
-from vbd.ensemble.calibration_curves import Curve, Losses
-from vbd.ensemble.fusion import FIELD_THRESHOLDS, FusionOptions
-from vbd.ensemble.gates import Gate
-from vbd.ensemble.no_finding import NoFinding
-from vbd.ensemble.predict import name_checkpoints
-from vbd.ensemble.predict_parts import Output
+from vbd.ensemble.scores.calibrate import Calibration
+from vbd.ensemble.scores.curves import Curve, Losses
+from vbd.fusion.detections import FIELD_THRESHOLDS, FusionOptions
+from vbd.ensemble.normal.gates import Gate
+from vbd.ensemble.normal.no_finding import NoFinding
+from vbd.predict.request import name_checkpoints
+from vbd.predict.parts import Output
 from vbd.ensemble.recipe import Recipe, read_recipe
 from vbd.errors import InputError
-from vbd.presets import preset_of
+from vbd.config.presets import preset_of
 from vbd.records import Detections
-from vbd.reports.search_tables import ensemble
-from vbd.search.claim import check_run_folder, read_claim
-from vbd.search.forecast import Actual, Devices, Record, actual, forecast, read_record, write_record
-from vbd.search.leaderboard import Leaderboard, format_leaderboard, ranked, read_leaderboard, write_leaderboard
-from vbd.search.rates import Rate, combination_of, rate_of, rates_of
-from vbd.search.trial import read_trials
-from vbd.training.best import best_of
+from vbd.reports.search.tables import ensemble
+from vbd.search.kept.claim import check_run_folder, read_claim
+from vbd.search.cost.forecast import Actual, Devices, Record, actual, forecast, read_record, write_record
+from vbd.search.kept.leaderboard import Leaderboard, format_leaderboard, ranked, read_leaderboard, write_leaderboard
+from vbd.search.cost.rates import Rate, combination_of, rate_of, rates_of
+from vbd.search.kept.trial import read_trials
+from vbd.training.folds.best import best_of
 from vbd.training.checkpoint import read_info
-from vbd.training.plan import TrainingPlan, claim_output, read_plan
+from vbd.training.folds.plan import TrainingPlan, claim_output, read_plan
 
 _DEEP = "[" * 200_000
 # What a field is replaced by, as JSON; besides, each is deleted.

@@ -15,8 +15,8 @@ from tests.search.trials import config_of, ended_trial
 from vbd import storage
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.records import Detections, Trial, Truth, detections_to_table
-from vbd.search.leaderboard import Leaderboard, ranked, write_leaderboard
-from vbd.search.trial import TrialFolder
+from vbd.search.kept.leaderboard import Leaderboard, ranked, write_leaderboard
+from vbd.search.kept.trial import TrialFolder
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 
 from tests.mistakes import JOBS, mistake_of
-from vbd.checked import between, broken_rule, hints_of
+from vbd.config.checked import between, broken_rule, hints_of
 from vbd.config import Candidate, PrepareConfig, RunOptions, SearchConfig, TrainConfig
 
 NAMES = sorted(path.stem for path in JOBS.glob("[a-z]*.py"))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbd.fusing import CONFIDENCES, canonical_order, group_starts, weighted_box_fusion
+from vbd.fusion.wbf import CONFIDENCES, canonical_order, group_starts, weighted_box_fusion
 
 FOUND_TWICE = [[0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]]
 

@@ -15,9 +15,10 @@ import pytest
 
 from tests.nodes import ROOT
 from tests.owners import FAR, FAR_WHO, near, working_in, write_owner
-from vbd import ownership, storage
+from vbd.storage import ownership
+from vbd import storage
 from vbd.errors import FullError, InputError, UnreachableError
-from vbd.ownership import OWNER, own
+from vbd.storage.ownership import OWNER, own
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ def test_an_owner_that_ends_while_it_is_watched_leaves_the_place(folder: str) ->
 # A process that waits for the moment at which others start too, and keeps what it has taken.
 _STARTER = """
 import sys, time
-from vbd import ownership
+from vbd.storage import ownership
 from vbd.errors import InputError
 ownership.BEAT_SECONDS = 0.2
 while time.time() < float(sys.argv[2]):

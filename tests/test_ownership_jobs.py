@@ -12,7 +12,7 @@ from tests.nodes import ROOT, Job
 from tests.owners import working_in
 from vbd import storage
 from vbd.data.prepared import open_dataset
-from vbd.ownership import OWNER
+from vbd.storage.ownership import OWNER
 
 
 @pytest.mark.parametrize("job", ["tune", "prepare", "prepare --policy", "sample", "train"])

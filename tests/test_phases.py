@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from vbd.config import TrainConfig, check_train_config
-from vbd.phases import rate_at, strength_at, until, with_phase
+from vbd.config.phases import rate_at, strength_at, until, with_phase
 
 PLAIN = TrainConfig(policy="E", strength=0.5, steps=100)
 PHASED = dataclasses.replace(PLAIN, phase_steps=(20, 60), phase_strengths=(0.4, 0.9), phase_rates=(0.8, 1.5))

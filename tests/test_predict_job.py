@@ -16,9 +16,9 @@ from tests.mistakes import mistake_of
 from tests.owners import working_in
 from vbd import storage
 from vbd.data.prepared import open_dataset
-from vbd.ensemble.predict import name_checkpoints
+from vbd.predict.request import name_checkpoints
 from vbd.errors import InputError
-from vbd.ownership import OWNER
+from vbd.storage.ownership import OWNER
 from vbd.records import detections_from_table
 from vbd.training.members import Member, write_members
 

@@ -1,7 +1,7 @@
 import pytest
 
-from vbd import progress
-from vbd.progress import Progress
+from vbd.console import progress
+from vbd.console.progress import Progress
 
 
 def test_the_last_line_tells_that_all_is_done(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from vbd import ray_noise
+from vbd.cluster import ray_noise
 
 ROOT = Path(__file__).parent.parent
 # As Ray 2.60 prints them.
@@ -60,7 +60,7 @@ def _filtered(text: str) -> str:
 def test_all_is_written_when_the_filter_has_stopped() -> None:
     code = f"""
 import os, sys
-from vbd import ray_noise
+from vbd.cluster import ray_noise
 ray_noise.start_filter()
 ray_noise.start_filter()
 os.write(2, {DRIVER.encode()!r} + b"\\n")

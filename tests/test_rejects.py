@@ -1,4 +1,4 @@
-from vbd.rejects import reject, reject_reasons
+from vbd.data.rejects import reject, reject_reasons
 
 
 def test_reasons_are_counted_whatever_their_values() -> None:

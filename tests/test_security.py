@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.films import dicom, smooth
 from vbd.config import PrepareConfig
-from vbd.data.images import prepare_image
+from vbd.data.images.prepare import prepare_image
 
 ROOT = Path(__file__).parent.parent
 CODE = sorted(path for folder in ("vbd", "jobs", "deploy") for path in (ROOT / folder).rglob("*.py"))

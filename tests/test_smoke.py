@@ -17,8 +17,8 @@ from vbd.data.prepared import image_sizes, open_dataset, read_truths, sample_sub
 from vbd.evaluation.average_precision import evaluate
 from vbd.evaluation.score import score_of
 from vbd.records import detections_from_table
-from vbd.search.leaderboard import read_leaderboard
-from vbd.submission import write_submission
+from vbd.search.kept.leaderboard import read_leaderboard
+from vbd.submission.file import write_submission
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from tests.nodes import ROOT, Proxy, free_port
-from vbd import deletion, storage
+from vbd.storage import deletion
+from vbd import storage
 from vbd.errors import InputError, StoreError, UnreachableError
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vbd import storage
 from vbd.errors import InputError, StoreError
 from vbd.records import Detections
-from vbd.submission import read_submission, shortest, write_submission
+from vbd.submission.file import read_submission, shortest, write_submission
 
 HEADER = "image_id,PredictionString\n"
 
@@ -157,7 +157,7 @@ def test_a_place_that_does_not_keep_what_is_written_keeps_the_old_file(tmp_path,
 
 
 def test_a_number_that_reads_back_otherwise_is_not_published(tmp_path, monkeypatch):
-    monkeypatch.setattr("vbd.submission.shortest", lambda numbers: shortest(np.round(numbers, 2)))
+    monkeypatch.setattr("vbd.submission.file.shortest", lambda numbers: shortest(np.round(numbers, 2)))
     with pytest.raises(AssertionError, match="image a does not read back"):
         written(tmp_path, [found("a", no_finding=0.125)], ["a"])
     assert not list(tmp_path.iterdir())

@@ -7,9 +7,9 @@ import pytest
 
 from vbd.boxes import to_prepared
 from vbd.config import ResizeMode
-from vbd.submission import Line
-from vbd.submission_check import Sheet, sheet_of
-from vbd.submission_signs import (
+from vbd.submission.file import Line
+from vbd.submission.check import Sheet, sheet_of
+from vbd.submission.signs import (
     find_equal_scores,
     find_resized,
     find_reversed_whole,
@@ -126,7 +126,7 @@ def test_a_resized_row_is_told_with_its_own_scale() -> None:
 
 
 def test_what_the_scale_explains_is_not_told_twice() -> None:
-    from vbd.submission_check import check_sheet
+    from vbd.submission.check import check_sheet
 
     sheet, sizes = submission(np.random.default_rng(0), 40, 30)
     shares = resized(sheet, sizes, 1)

@@ -19,7 +19,7 @@ from vbd.evaluation.average_precision import evaluate
 from vbd.training.checkpoint import load_tensors, read_info
 from vbd.training.loop import train
 from vbd.training.members import read_members
-from vbd.training.plan import read_plan
+from vbd.training.folds.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
 JOB = ROOT / "jobs" / "train.py"

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
-from vbd import ray_noise, storage, summary
-from vbd.checked import broken_rule, hints_of
-from vbd.connection import connect as connect
-from vbd.credentials import refuse_credentials
+from vbd.cluster import ray_noise
+from vbd import storage
+from vbd.console import last_line as summary
+from vbd.config.checked import broken_rule, hints_of
+from vbd.cluster.connect import connect as connect
+from vbd.storage.credentials import refuse_credentials
 from vbd.errors import InputError, input_error_within, interruption_within
 
 # The type of a flag that names a file or folder. `main` passes the job an absolute path or a URI: processes of a cluster have
@@ -45,7 +47,7 @@ def main(job: Callable[..., Any]) -> None:
     """Runs a job from the command line: its keyword arguments are the flags, its docstring the help.
 
     Exits with 0 when it is done, with what the job returns when that is a number, with 2 and one line for an InputError. The
-    last line of the output is JSON (`vbd.summary`), however the job ends.
+    last line of the output is JSON (`vbd.console.last_line`), however the job ends.
     """
     signal.signal(signal.SIGTERM, _terminate)
     began = time.monotonic()

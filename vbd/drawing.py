@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.boxes import Boxes
-from vbd.outputs import PICTURE_MARK
+from vbd.storage.outputs import PICTURE_MARK
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw

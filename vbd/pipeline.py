@@ -9,9 +9,9 @@ from vbd import storage
 from vbd.commands import job_command
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
 from vbd.errors import InputError
-from vbd.outputs import Kind, check_outputs
-from vbd.ownership import own
-from vbd.summary import tell
+from vbd.storage.outputs import Kind, check_outputs
+from vbd.storage.ownership import own
+from vbd.console.last_line import tell
 
 # The embedded dataset of the smoke preset: small enough for a laptop, large enough that detectors learn.
 SAMPLE_IMAGES = 1_500
@@ -36,7 +36,7 @@ def run_pipeline(
     Every finished stage is skipped. Without `data` it makes the synthetic dataset, which only the smoke preset may use. Raises
     InputError when another job works in the run's folder.
     """
-    from vbd.search.settings import run_folder
+    from vbd.search.space.settings import run_folder
 
     check_pipeline(search, data=data, storage_root=storage_root, name=name)
     with own(run_folder(storage_root, name), "tune"):
@@ -56,7 +56,7 @@ def _run_stages(
 ) -> None:
     from vbd.ensemble.build import build_ensemble
     from vbd.search.run import run_search
-    from vbd.search.tuner import needs_of
+    from vbd.search.tune.tuner import needs_of
 
     needs_of(search, options)  # what the cluster can never place is refused before the sample is made
     if data is None:
@@ -78,8 +78,8 @@ def _run_stages(
 def check_pipeline(search: SearchConfig, *, data: str | None, storage_root: str, name: str) -> None:
     """Raises InputError for what can be seen to be wrong with a search before anything is made for it; needs no Ray."""
     from vbd.data.prepared import open_dataset
-    from vbd.search.leaderboard import read_leaderboard
-    from vbd.search.settings import run_folder
+    from vbd.search.kept.leaderboard import read_leaderboard
+    from vbd.search.space.settings import run_folder
 
     if data is None and search.preset != "smoke":
         prepare = job_command("prepare", "--source", "RAW", "--output", "DATA")
@@ -96,8 +96,8 @@ def check_pipeline(search: SearchConfig, *, data: str | None, storage_root: str,
 
 def _sample_dataset(image_size: int) -> str:
     """The prepared phantom dataset, made on the first call."""
-    from vbd.data.phantom import write_phantom
-    from vbd.data.prepare import prepare
+    from vbd.data.phantom.write import write_phantom
+    from vbd.data.prepare.dataset import prepare
 
     raw, prepared = (storage.absolute(f"{_SAMPLE}/{name}") for name in ("phantom", f"phantom-{image_size}"))
     print(f"{storage.shown(raw)}: {SAMPLE_IMAGES + SAMPLE_TEST_IMAGES} synthetic chest X-rays", flush=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.boxes import EMPTY, Boxes, as_boxes
-from vbd.checked import Count, Fields, PathBelow, Rule, SafeName, Score, Seconds, null_or_between
+from vbd.config.checked import Count, Fields, PathBelow, Rule, SafeName, Score, Seconds, null_or_between
 from vbd.config import TrainConfig
 
 if TYPE_CHECKING:

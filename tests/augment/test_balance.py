@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbd.augment.balance import (
+from vbd.data.batches.balance import (
     BatchSampler,
     batch_composition,
     box_counts,

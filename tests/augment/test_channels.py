@@ -10,7 +10,7 @@ from vbd.augment import intensity
 from vbd.augment.policies import TransformName, apply_transform, augment
 from vbd.boxes import as_boxes
 from vbd.config import POLICIES, Policy
-from vbd.data.images import compose
+from vbd.data.images.prepare import compose
 from vbd.records import Row
 
 SIDE = 64

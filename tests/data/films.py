@@ -1,4 +1,4 @@
-"""Small files of every kind that `vbd.data.images` reads."""
+"""Small files of every kind that `vbd.data.images.prepare` reads."""
 
 import io
 import struct

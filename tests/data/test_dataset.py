@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vbd.config import TrainConfig
-from vbd.data.dataset import BatchMaker, Images, collate, describe_sampling, training_batches
+from vbd.data.batches.make import BatchMaker, Images, collate, describe_sampling, training_batches
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 

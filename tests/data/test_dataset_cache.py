@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.data.test_dataset import CONFIG
-from vbd.data import dataset_cache
-from vbd.data.dataset import Images, training_batches
-from vbd.data.dataset_cache import cache_rows
+from vbd.data.batches import cache as dataset_cache
+from vbd.data.batches.make import Images, training_batches
+from vbd.data.batches.cache import cache_rows
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbd.data.duplicates import HASH_BYTES, MAX_DISTANCE, near_duplicate_groups, perceptual_hash
-from vbd.data.phantom import write_phantom
+from vbd.data.images.duplicates import HASH_BYTES, MAX_DISTANCE, near_duplicate_groups, perceptual_hash
+from vbd.data.phantom.write import write_phantom
 
 Film = np.ndarray
 

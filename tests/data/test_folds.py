@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.real_data import competition_rows
-from vbd.data.folds import assign_folds, fold_table
+from vbd.data.labelling.folds import assign_folds, fold_table
 from vbd.errors import InputError
 
 BIG = ("R10", "R8", "R9")

@@ -15,9 +15,9 @@ from tests.data.films import chunk, claims, dicom, jpeg, pattern, png, png_of, s
 from vbd import boxes
 from vbd.augment.intensity import clahe
 from vbd.config import ImageFormat, PrepareConfig
-from vbd.data import images_containers
-from vbd.data.duplicates import perceptual_hash
-from vbd.data.images import (
+from vbd.data.images import headers as images_containers
+from vbd.data.images.duplicates import perceptual_hash
+from vbd.data.images.prepare import (
     ImageError,
     compose,
     decode_image,

@@ -40,7 +40,7 @@ ZEROS = 200_000_000
 READER = """
 import json, resource, sys
 from pathlib import Path
-from vbd.data.images import read_gray, read_size
+from vbd.data.images.prepare import read_gray, read_size
 
 def kilobytes(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
@@ -195,7 +195,7 @@ def test_an_honest_picture_of_many_tiles_is_read() -> None:
 
     from PIL import Image
 
-    from vbd.data.images import read_gray
+    from vbd.data.images.prepare import read_gray
 
     film = np.tile(smooth(80, 60), (8, 8))
     for options in ({"tile_size": (64, 64)}, {"precinct_size": (64, 64), "codeblock_size": (16, 16)}):

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from vbd.config import PrepareConfig
-from vbd.data.labelling import ImageFacts, heard_readers, label_images, wanted_images, write_labels
+from vbd.data.labelling.label import ImageFacts, heard_readers, label_images, wanted_images, write_labels
 from vbd.data.prepared import labels_table_schema
-from vbd.data.readers import COORDINATES
-from vbd.data.sources import Source
+from vbd.data.labelling.readers import COORDINATES
+from vbd.data.sources.read import Source
 from vbd.errors import InputError
 
 CONFIG = PrepareConfig(image_size=100, num_folds=2)

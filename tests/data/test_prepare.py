@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 
 from vbd.boxes import to_original
 from vbd.config import PrepareConfig
-from vbd.data.images import decode_image
-from vbd.data.prepare import prepare
+from vbd.data.images.prepare import decode_image
+from vbd.data.prepare.dataset import prepare
 from vbd.data.prepared import image_sizes, iter_shards, open_dataset, read_rows, read_truths, sample_submission_ids
 from vbd.errors import InputError
 
@@ -250,7 +250,7 @@ def test_other_formats_are_trained_on_as_well(
     image_format, channels, phantom: Path, ray_session: None, tmp_path: Path
 ) -> None:
     from vbd.config import TrainConfig
-    from vbd.data.dataset import training_batches
+    from vbd.data.batches.make import training_batches
 
     config = replace(CONFIG, image_format=image_format, channels=channels)
     dataset = prepare(str(phantom), str(tmp_path / "out"), config)
@@ -287,7 +287,7 @@ def test_what_a_worker_cannot_write_is_told_in_one_line(phantom: Path, ray_sessi
 def test_a_film_that_vanishes_on_the_way_is_told(
     phantom: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vbd.data import prepare as module
+    from vbd.data.prepare import dataset as module
 
     raw = Path(shutil.copytree(phantom, tmp_path / "raw"))
     film = next((raw / "train").iterdir())

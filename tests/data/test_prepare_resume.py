@@ -13,11 +13,11 @@ import pytest
 
 from tests.data.folders import hashes_of
 from vbd.config import PrepareConfig
-from vbd.data import prepare_shards
-from vbd.data.prepare import prepare
+from vbd.data.prepare import shards as prepare_shards
+from vbd.data.prepare.dataset import prepare
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
-from vbd.ownership import OWNER
+from vbd.storage.ownership import OWNER
 
 CONFIG = PrepareConfig(image_size=64, num_folds=3, shard_size=16)
 # Which raw files a shard was made of, with their times: not part of the dataset itself.
@@ -48,7 +48,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs the tasks of `prepare` in this process, and lists the names of the raw files that were decoded."""
-    from vbd.data import images
+    from vbd.data.images import prepare as images
 
     names: list[str] = []
     real = images.prepare_image
@@ -77,7 +77,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     code = (
         f"import ray; ray.init(address='local', num_cpus={workers}, include_dashboard=False, log_to_driver=False,"
         " object_store_memory=100_000_000)\n"
-        "from vbd.config import PrepareConfig; from vbd.data.prepare import prepare\n"
+        "from vbd.config import PrepareConfig; from vbd.data.prepare.dataset import prepare\n"
         f"prepare({str(phantom)!r}, {str(tmp_path / 'out')!r}, PrepareConfig(image_size=64, num_folds=3, shard_size=16))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ, timeout=240)
@@ -318,7 +318,7 @@ def test_a_refusal_is_not_for_ever(copy: Path, raw: Path, whole: Path, decoded: 
 
 def test_two_runs_do_not_publish_a_mixture(copy: Path, phantom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run, with other options, gets in between a run's images and its publishing."""
-    from vbd.data import prepare as module
+    from vbd.data.prepare import dataset as module
 
     (copy / "images" / next((copy / "images").iterdir()).name).unlink()
     real = module.write_shards

@@ -7,9 +7,9 @@ import pytest
 from tests.data.folders import hashes_of
 from vbd import storage
 from vbd.config import PrepareConfig, TrainConfig
-from vbd.data.dataset import Images, training_batches
-from vbd.data.materialise import Augmentation, materialise
-from vbd.data.prepare import prepare
+from vbd.data.batches.make import Images, training_batches
+from vbd.data.prepare.augmented import Augmentation, materialise
+from vbd.data.prepare.dataset import prepare
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 

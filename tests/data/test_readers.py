@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.data.real_data import competition_rows
 from vbd.boxes import iou_matrix
 from vbd.config import ReaderFusion
-from vbd.data.readers import FUSED_COLUMNS, fuse_readers
+from vbd.data.labelling.readers import FUSED_COLUMNS, fuse_readers
 from vbd.errors import InputError
 from vbd.records import READING_COLUMNS
 

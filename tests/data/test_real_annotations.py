@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.source_folders import png
-from vbd.data.sources import describe, read_source
+from vbd.data.sources.read import describe, read_source
 from vbd.labels import NUM_FINDINGS
 
 PER_CLASS = [7162, 279, 960, 5427, 556, 1000, 1247, 2483, 2580, 2203, 2476, 4842, 226, 4655]

@@ -10,11 +10,11 @@ import pytest
 from tests.data.test_dataset import CONFIG, assert_equal
 from tests.data.test_labelling import READERS, READINGS, facts, source
 from vbd.config import PrepareConfig, ReaderFusion
-from vbd.data.dataset import BatchMaker, Images, describe_sampling, training_batches
-from vbd.data.dataset_ray import ray_batches
-from vbd.data.labelling import label_images, write_labels
+from vbd.data.batches.make import BatchMaker, Images, describe_sampling, training_batches
+from vbd.data.batches.on_ray import ray_batches
+from vbd.data.labelling.label import label_images, write_labels
 from vbd.data.prepared import PreparedDataset, open_dataset, read_rows, read_truths
-from vbd.data.relabelling import carried_fusions, read_labels, relabel
+from vbd.data.labelling.relabel import carried_fusions, read_labels, relabel
 from vbd.errors import InputError
 
 COLUMNS = ["image_id", "boxes", "labels", "readers"]
@@ -46,7 +46,7 @@ def test_labels_are_those_of_a_dataset_that_was_prepared_so(
 def test_a_real_preparation_is_met_to_the_last_bit(
     method: ReaderFusion, prepared: str, phantom: Path, tmp_path: Path
 ) -> None:
-    from vbd.data.prepare import prepare
+    from vbd.data.prepare.dataset import prepare
 
     wanted = open_dataset(prepared)
     if method != wanted.options.fusion:

@@ -4,8 +4,8 @@ import pytest
 
 from tests.data.source_folders import HEADER, ROWS, png, put, refused
 from vbd import storage
-from vbd.data.sources import describe, detect_kind, read_source
-from vbd.data.sources_tables import IMAGE_COLUMNS, PathIndex, list_folder
+from vbd.data.sources.read import describe, detect_kind, read_source
+from vbd.data.sources.tables import IMAGE_COLUMNS, PathIndex, list_folder
 from vbd.errors import InputError
 
 COCO = json.dumps(

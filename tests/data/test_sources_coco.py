@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.data.source_folders import ids, png, put, refused
-from vbd.data.sources import detect_kind, read_source
+from vbd.data.sources.read import detect_kind, read_source
 from vbd.errors import InputError
 
 CATEGORIES = [{"id": 40, "name": "cardiomegaly"}, {"id": 7, "name": "ILD"}, {"id": 0, "name": "No finding"}]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.data.source_folders import HEADER, NORMAL, ROWS, ids, png, put, refused
-from vbd.data.sources import read_source
+from vbd.data.sources.read import read_source
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.data.source_folders import ids, png, put, refused
-from vbd.data.sources import read_source
+from vbd.data.sources.read import read_source
 from vbd.errors import InputError
 
 PICTURE = png(100, 200)

@@ -80,7 +80,7 @@ def test_nothing_but_ray_itself_runs_on_the_head(cloud: str) -> None:
 def test_every_node_says_by_a_label_that_ray_takes_what_it_is_for() -> None:
     from ray._private.label_utils import validate_node_label_syntax
 
-    from vbd.placement import ROLE
+    from vbd.cluster.placement import ROLE
 
     kinds = [kind for cloud in CLOUDS for kind in cluster(cloud)["available_node_types"].items()]
     spec = documents("raycluster.yaml")[1]["spec"]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = (ROOT / "docs" / "cluster.md").read_text().split("## On one machine")[1].split("\n## ")[0]
 # Run by a job that was submitted: what it is connected to, and what it says of it.
-JOB = "python -c 'from vbd.cli import connect; connect()'"
+JOB = "python -c 'from vbd.console.main import connect; connect()'"
 
 
 def _script(dashboard: int) -> str:
@@ -93,7 +93,7 @@ def test_every_port_listens_on_localhost_only(ran: tuple[dict[str, str], str]) -
 _TRIES = """
 import os
 from ray._raylet import AuthenticationTokenLoader
-from vbd import connection
+from vbd.cluster import connect as connection
 for given in ({"RAY_AUTH_TOKEN": "wrong"}, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, {"RAY_AUTH_MODE": "disabled"}, {}):
     os.environ.update(given)
     AuthenticationTokenLoader.instance().reset_cache()

@@ -13,7 +13,7 @@ from vbd.config import TrainConfig
 from vbd.data.coco import LabelledImage
 from vbd.data.prepared import open_dataset
 from vbd.drawing import png
-from vbd.ensemble.predict import Predictions
+from vbd.predict.request import Predictions
 from vbd.records import Detections, Truth, detections_to_table
 from vbd.training.checkpoint import write_checkpoint
 from vbd.training.members import OUT_OF_FOLD, Member, write_members

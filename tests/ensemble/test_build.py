@@ -18,11 +18,11 @@ from vbd.ensemble import build
 from vbd.ensemble.build import EnsembleResult, build_ensemble
 from vbd.ensemble.fit import Fitted, Plan, fit_ensemble, plan_of
 from vbd.ensemble.recipe import read_recipe
-from vbd.ensemble.select import Procedure
+from vbd.ensemble.choose.select import Procedure
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections, detections_from_table, detections_to_table
-from vbd.submission import read_submission, write_submission
+from vbd.submission.file import read_submission, write_submission
 
 TRUTHS = truths_of(200)
 GOOD = good_members()

@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from vbd import checked
-from vbd.ensemble.calibrate import (
+from vbd.config import checked
+from vbd.ensemble.scores.calibrate import (
     Calibration,
     calibrate_crosswise,
     fit_calibration,
     split_parts,
 )
-from vbd.ensemble.fusion import fuse_all
+from vbd.fusion.detections import fuse_all
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections, Truth

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from vbd import checked
-from vbd.ensemble.calibration_curves import KINDS, Curve, fit_best, fit_curve, losses_of, out_of_fold
+from vbd.config import checked
+from vbd.ensemble.scores.curves import KINDS, Curve, fit_best, fit_curve, losses_of, out_of_fold
 
 
 def drawn(probability, n=6_000, seed=0):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vbd.ensemble.diversity import diversity
+from vbd.ensemble.choose.diversity import diversity
 from vbd.errors import InputError
 from vbd.records import Detections, Truth
 

@@ -10,10 +10,10 @@ from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float, nms_float_fast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbd import checked
-from vbd.ensemble.fusion import FIELD_THRESHOLDS, METHODS, FusionOptions, fuse, fuse_all
+from vbd.config import checked
+from vbd.fusion.detections import FIELD_THRESHOLDS, METHODS, FusionOptions, fuse, fuse_all
 from vbd.errors import InputError
-from vbd.fusing import CONFIDENCES
+from vbd.fusion.wbf import CONFIDENCES
 from vbd.records import Detections
 
 SIDE = 1024.0

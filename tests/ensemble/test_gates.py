@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.ensemble.members import detector, truths_of
-from vbd import checked
-from vbd.ensemble.gates import GRIDS, KINDS, Gate, GatedScore, Split, choose_kind, measure_gates, tune
+from vbd.config import checked
+from vbd.ensemble.normal.gates import GRIDS, KINDS, Gate, GatedScore, Split, choose_kind, measure_gates, tune
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections
 

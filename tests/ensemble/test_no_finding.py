@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from vbd import checked
-from vbd.ensemble.no_finding import (
+from vbd.config import checked
+from vbd.ensemble.normal.no_finding import (
     Evidence,
     NoFinding,
     are_normal,

@@ -9,12 +9,12 @@ from tests.ensemble.checkpoints import write_random
 from vbd import storage
 from vbd.boxes import EMPTY
 from vbd.config import PrepareConfig, RunOptions, TrainConfig
-from vbd.data.dataset import collate, training_batches
-from vbd.data.images import decode_image, encode_image
-from vbd.data.prepare import prepare
+from vbd.data.batches.make import collate, training_batches
+from vbd.data.images.prepare import decode_image, encode_image
+from vbd.data.prepare.dataset import prepare
 from vbd.data.prepared import open_dataset
-from vbd.ensemble.predict import Request, predict, write_predictions
-from vbd.ensemble.predict_images import images_in_folder, images_of_part
+from vbd.predict.request import Request, predict, write_predictions
+from vbd.predict.images import images_in_folder, images_of_part
 from vbd.errors import InputError
 from vbd.records import Detections, Row, detections_from_table
 from vbd.training.checkpoint import read_info

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.ensemble.checkpoints import write_random
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import open_dataset
-from vbd.ensemble import predict_models
-from vbd.ensemble.predict import parts_of
-from vbd.ensemble.predict_images import decode_items, images_of_part
-from vbd.ensemble.predict_models import Checkpoint, LoadedDetectors, View, open_checkpoint, views_of
+from vbd.predict import models as predict_models
+from vbd.predict.request import parts_of
+from vbd.predict.images import decode_items, images_of_part
+from vbd.predict.models import Checkpoint, LoadedDetectors, View, open_checkpoint, views_of
 from vbd.errors import InputError
 from vbd.records import Detections, Prediction
 from vbd.training.checkpoint import CheckpointInfo

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from vbd.ensemble.calibrate import calibrate_crosswise
-from vbd.ensemble.reliability import reliability
+from vbd.ensemble.scores.calibrate import calibrate_crosswise
+from vbd.ensemble.scores.reliability import reliability
 from vbd.records import Detections, Truth
 
 BOX, ELSEWHERE = [0, 0, 10, 10], [50, 50, 60, 60]

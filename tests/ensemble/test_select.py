@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.ensemble.members import detector
-from vbd.ensemble.calibrate import split_parts
-from vbd.ensemble.fusion import fuse_all
-from vbd.ensemble.select import Procedure, choose, honest_gain, search_weights, select_members
+from vbd.ensemble.scores.calibrate import split_parts
+from vbd.fusion.detections import fuse_all
+from vbd.ensemble.choose.select import Procedure, choose, honest_gain, search_weights, select_members
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections, Truth

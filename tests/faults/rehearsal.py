@@ -125,7 +125,7 @@ def _last_line(log: str) -> str:
 
 def main() -> None:
     """Both, and whether they ended alike."""
-    from vbd.data.phantom import write_phantom
+    from vbd.data.phantom.write import write_phantom
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no node outlives this process
     port = free_port()

@@ -10,8 +10,8 @@ from tests.faults.injected import Fault, Faults
 from tests.faults.weights import are_equal, undisturbed_weights
 from tests.nodes import Nodes
 from vbd.config import PrepareConfig, RunOptions
-from vbd.data.prepare import prepare
-from vbd.ensemble.predict import Request, write_predictions
+from vbd.data.prepare.dataset import prepare
+from vbd.predict.request import Request, write_predictions
 from vbd.training.checkpoint import load_tensors
 
 pytestmark = pytest.mark.slow  # jobs on a cluster
@@ -50,7 +50,7 @@ def test_prepare_loses_its_driver_and_a_node_and_writes_the_same_bytes(
 ) -> None:
     command = ["jobs/prepare.py", "--source", str(phantom), "--output", str(tmp_path / "out"), "--image-size", "64"]
     middles = [sorted((phantom / part).iterdir())[place].stem for part, place in (("train", 30), ("test", 10))]
-    holds = [Fault("hold", "vbd.data.prepare_shards:_prepare_one", when=middle) for middle in middles]
+    holds = [Fault("hold", "vbd.data.prepare.shards:_prepare_one", when=middle) for middle in middles]
     _lose_driver_then_node(nodes, [*command, "--folds", "3"], *holds, folder=tmp_path)
     prepare(str(phantom), str(tmp_path / "whole"), PrepareConfig(image_size=64, num_folds=3))
     assert hashes_of(tmp_path / "out") == hashes_of(tmp_path / "whole")
@@ -61,7 +61,7 @@ def test_training_loses_its_driver_and_a_node_and_ends_with_the_same_weights(
 ) -> None:
     flags = ["--data", prepared, "--output", str(tmp_path / "out"), "--folds", "0"]
     command = ["jobs/train.py", *flags, *(word for item in SHORT for word in ("--set", item))]
-    report = "vbd.training.best:keep_if_best"
+    report = "vbd.training.folds.best:keep_if_best"
     hold = Fault("hold", report, when="'step': 6")
     manager = "ray.train.v2._internal.execution.checkpoint.checkpoint_manager:CheckpointManager"
     then = (Fault("kill", f"{manager}.register_checkpoint"),)
@@ -81,7 +81,7 @@ def test_prediction_loses_its_driver_and_a_node_and_finds_the_same(
     command = ["jobs/predict.py", "--checkpoint", checkpoint, "--images", images, "--output", str(tmp_path / "out")]
     # The second part of sixteen images: what was found in another is on the disk by then, or is held back with it.
     held = sorted((phantom / "train").iterdir())[20].stem
-    hold = Fault("hold", "vbd.ensemble.predict_models:LoadedDetectors.detect", when=held)
+    hold = Fault("hold", "vbd.predict.models:LoadedDetectors.detect", when=held)
     _lose_driver_then_node(nodes, [*command, "--device", "cpu"], hold, folder=tmp_path)
     request = Request({"detections": checkpoint}, images, str(tmp_path / "whole"))
     write_predictions(request, options=RunOptions(device="cpu"))

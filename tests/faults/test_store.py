@@ -13,8 +13,8 @@ from tests.faults.weights import are_equal, undisturbed_weights
 from tests.nodes import Job, Nodes, Proxy
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions
-from vbd.data.prepare import prepare
-from vbd.ensemble.predict import Request, write_predictions
+from vbd.data.prepare.dataset import prepare
+from vbd.predict.request import Request, write_predictions
 from vbd.training.checkpoint import load_tensors
 
 pytestmark = pytest.mark.slow  # jobs on a cluster
@@ -73,7 +73,7 @@ def test_prepare_waits_for_its_store(
     out = f"{s3_bucket}/away/data"
     command = ["jobs/prepare.py", "--source", str(phantom), "--output", out, "--image-size", "64", "--folds", "3"]
     films = [film.stem for film in sorted((phantom / "train").iterdir())]
-    at = "vbd.data.prepare_shards:_prepare_one"
+    at = "vbd.data.prepare.shards:_prepare_one"
     _gone_for_good(nodes, proxy, command, Fault("hold", at, when=films[20]), place=out, folder=tmp_path)
     # The receipt comes last, and was not written: which images are whole is seen by reading them.
     assert storage.list_names(f"{out}/receipts") in ([], ["shard-00001.json"])
@@ -91,7 +91,7 @@ def test_prediction_waits_for_its_store(
     checkpoint = write_random(tmp_path / "c", prepared, "yolox", image_size=64, batch_size=4)
     command = ["jobs/predict.py", "--checkpoint", checkpoint, "--images", images, "--output", out, "--device", "cpu"]
     films = [film.stem for film in sorted((phantom / "train").iterdir())]
-    at = "vbd.ensemble.predict_images:square_images"
+    at = "vbd.predict.images:square_images"
     _gone_for_good(nodes, proxy, command, Fault("hold", at, when=films[20]), place=f"{s3_bucket}/away", folder=tmp_path)
     _away_for_a_while(nodes, proxy, command, Fault("hold", at, when=films[50]), folder=tmp_path)
     request = Request({"detections": checkpoint}, images, str(tmp_path / "whole"))
@@ -106,7 +106,7 @@ def test_training_waits_for_its_store(
     sets = ("image_size=64", "variant=nano", "batch_size=4", "steps=9", "warmup_steps=1", "report_every=3")
     command = ["jobs/train.py", "--data", prepared, "--output", out, "--folds", "0"]
     command += [word for item in sets for word in ("--set", item)]
-    at = "vbd.training.best:keep_if_best"
+    at = "vbd.training.folds.best:keep_if_best"
     _gone_for_good(nodes, proxy, command, Fault("hold", at, when="'step': 3"), place=out, folder=tmp_path)
     _away_for_a_while(nodes, proxy, command, Fault("hold", at, when="'step': 6"), folder=tmp_path)
     runs = _downloaded(f"{out}/runs", tmp_path / "runs")

@@ -10,8 +10,8 @@ from tests.ensemble.checkpoints import write_random
 from tests.faults.injected import Fault, Faults
 from tests.nodes import Nodes, wait_until
 from vbd.config import PrepareConfig, RunOptions
-from vbd.data.prepare import prepare
-from vbd.ensemble.predict import Request, write_predictions
+from vbd.data.prepare.dataset import prepare
+from vbd.predict.request import Request, write_predictions
 
 pytestmark = pytest.mark.slow  # jobs on a cluster
 
@@ -38,7 +38,7 @@ def test_what_a_node_does_that_was_given_up_and_comes_back_changes_nothing(
     out = tmp_path / "out"
     command = ["jobs/prepare.py", "--source", str(phantom), "--output", str(out), "--image-size", "64", "--folds", "3"]
     middles = [sorted((phantom / part).iterdir())[place].stem for part, place in (("train", 30), ("test", 6))]
-    holds = [Fault("hold", "vbd.data.prepare_shards:_prepare_one", when=middle) for middle in middles]
+    holds = [Fault("hold", "vbd.data.prepare.shards:_prepare_one", when=middle) for middle in middles]
     faults = Faults(tmp_path / "faults", *holds)
     job = nodes.start(command, cwd=tmp_path, **faults.environment())
     job.wait_until(lambda: len(faults.held) == 2)
@@ -70,7 +70,7 @@ def test_prediction_bears_full_object_stores_and_a_node_that_stands_still_for_a_
     images = str(phantom / "train")
     command = ["jobs/predict.py", "--checkpoint", checkpoint, "--images", images, "--output", str(tmp_path / "out")]
     held = sorted((phantom / "train").iterdir())[50].stem
-    faults = Faults(tmp_path / "faults", Fault("hold", "vbd.ensemble.predict_models:LoadedDetectors.detect", when=held))
+    faults = Faults(tmp_path / "faults", Fault("hold", "vbd.predict.models:LoadedDetectors.detect", when=held))
     job = nodes.start([*command, "--device", "cpu"], cwd=tmp_path, **faults.environment())
     job.wait_until(lambda: faults.held)
     (slow,) = (node for node in nodes.working if node.name == faults.held[0].node)

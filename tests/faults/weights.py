@@ -9,7 +9,7 @@ from vbd.config import RunOptions
 from vbd.data.prepared import open_dataset
 from vbd.training.checkpoint import load_tensors
 from vbd.training.loop import train
-from vbd.training.plan import read_plan
+from vbd.training.folds.plan import read_plan
 
 
 def undisturbed_weights(data: str, output: str) -> dict[str, torch.Tensor]:

@@ -13,8 +13,8 @@ from vbd.config import POLICIES, TrainConfig, config_hash
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections, Trial, detections_to_table
-from vbd.search.leaderboard import Leaderboard, ranked, write_leaderboard
-from vbd.search.trial import TrialFolder
+from vbd.search.kept.leaderboard import Leaderboard, ranked, write_leaderboard
+from vbd.search.kept.trial import TrialFolder
 
 BASES = (
     TrainConfig(detector="yolox", variant="s", image_size=640, steps=8_000, report_every=1_000, learning_rate=1e-3),

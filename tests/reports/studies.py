@@ -9,7 +9,7 @@ import numpy as np
 from tests.reports.searches import BASES, STARTED, history_of, trial_of
 from vbd.config import TrainConfig
 from vbd.records import Trial
-from vbd.search.space import block_of, longer_run
+from vbd.search.space.draws import block_of, longer_run
 
 YOLOX = BASES[0]
 BLOCKS = tuple(itertools.product((0, 1), (0, 1, 2)))  # seed, fold

@@ -8,9 +8,9 @@ from PIL import Image
 from tests.browser import check_figures, drawn_figures, find_browser, open_page
 from tests.reports.searches import search_of, with_detections, write_board
 from tests.reports.studies import study_trials
-from vbd.reports.eda import write_eda
+from vbd.reports.eda.page import write_eda
 from vbd.reports.page import Plot, Section, figure, render_page
-from vbd.reports.search import write_search_report
+from vbd.reports.search.page import write_search_report
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ import pytest
 
 from vbd.boxes import to_prepared
 from vbd.config import PrepareConfig
-from vbd.data.phantom import write_phantom
-from vbd.data.prepare import prepare
+from vbd.data.phantom.write import write_phantom
+from vbd.data.prepare.dataset import prepare
 from vbd.data.prepared import image_sizes, open_dataset, read_truths, sample_submission_ids
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections, Truth
-from vbd.reports.doctor import KINDS, Examination, examine
-from vbd.reports.doctor_mend import Case, mend
-from vbd.submission import read_submission, write_submission
+from vbd.submission.examine import KINDS, Examination, examine
+from vbd.submission.mend import Case, mend
+from vbd.submission.file import read_submission, write_submission
 
 HEADER = "image_id,PredictionString"
 Values = np.ndarray  # (n, 6) of a row, class 14 last
@@ -278,7 +278,7 @@ def test_without_the_truth_defects_are_told_and_no_losses(
     def unknown(*_: object) -> list[Truth]:
         raise InputError("the truth of the test part is not known here")
 
-    monkeypatch.setattr("vbd.reports.scores_read.read_truths", unknown)
+    monkeypatch.setattr("vbd.reports.scores.read.read_truths", unknown)
     rows = changed(good, lambda _, v: np.vstack([v[:-1], [[14, v[0, 1], 0, 0, 1, 1]]]))
     done = examined(tmp_path, data, changed(rows, shrunk(data, 128)))
     assert [finding.kind for finding in done.findings] == ["resized", "whole_image_reversed"]
@@ -288,7 +288,7 @@ def test_without_the_truth_defects_are_told_and_no_losses(
 
 
 def test_every_kind_can_be_mended_or_says_why_not(data: str, good: list[str], tmp_path: Path) -> None:
-    from vbd.submission_check import read_sheet
+    from vbd.submission.check import read_sheet
 
     path = examined(tmp_path, data, good).path
     sizes = image_sizes(open_dataset(data), "test")

@@ -7,7 +7,7 @@ from tests.reports.conftest import write_dataset
 from tests.reports.reading import figures, loads, tables
 from vbd import storage
 from vbd.errors import InputError
-from vbd.reports.eda import write_eda
+from vbd.reports.eda.page import write_eda
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from vbd.ensemble import build
 from vbd.ensemble.build import EnsembleResult, build_ensemble
 from vbd.ensemble.fit import Plan
 from vbd.records import Detections, Truth
-from vbd.reports.ensemble import write_ensemble_page
-from vbd.reports.ensemble_measure import cases_of, measure
+from vbd.reports.ensemble.page import write_ensemble_page
+from vbd.reports.ensemble.measure import cases_of, measure
 from vbd.reports.page import Table
-from vbd.reports.search_tables import ensemble
+from vbd.reports.search.tables import ensemble
 
 MEMBERS = good_members()
 DETECTORS = {name: MEMBERS[name] for name in ("faster_rcnn-1", "yolox-1")}

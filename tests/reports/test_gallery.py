@@ -10,7 +10,7 @@ from tests.reports.conftest import CARDIOMEGALY, HW, NODULE
 from vbd import storage
 from vbd.boxes import as_boxes
 from vbd.config import ImageFormat
-from vbd.data.images import compose, encode_image
+from vbd.data.images.prepare import compose, encode_image
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import READING_COLUMNS, Truth

@@ -10,8 +10,8 @@ from vbd import storage
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
-from vbd.reports.doctor import examine
-from vbd.reports.scores import parse_part, score_predictions
+from vbd.submission.examine import examine
+from vbd.reports.scores.score import parse_part, score_predictions
 
 GOOD_ROWS = ("t,3 0.9 40 20 200 100 1 0.5 0 0 20 20 14 0.1 0 0 1 1", "u,14 0.8 0 0 1 1")
 

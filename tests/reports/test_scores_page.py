@@ -14,7 +14,7 @@ from tests.reports.conftest import write_dataset
 from tests.reports.predictions import BIG_ONES, NOTHING, TEST_PART, kept, parquet, submission
 from tests.reports.reading import figures, loads, tables
 from vbd import storage
-from vbd.reports.scores import score_predictions
+from vbd.reports.scores.score import score_predictions
 
 
 def page_of(predictions: str, data: str, folder: Path, **options) -> str:

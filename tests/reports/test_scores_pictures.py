@@ -11,7 +11,7 @@ from vbd.boxes import as_boxes
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.records import Truth
 from vbd.reports.page import Picture, render_page
-from vbd.reports.scores_pictures import case_sections, most_confident_false, webp_uri, worst_misses
+from vbd.reports.scores.pictures import case_sections, most_confident_false, webp_uri, worst_misses
 
 OTHER = (0, 0, 30, 30)
 

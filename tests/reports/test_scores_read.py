@@ -11,7 +11,7 @@ from tests.reports.predictions import BIG_ONES, NOTHING, TEST_PART, found, kept,
 from vbd import storage
 from vbd.errors import InputError
 from vbd.records import detections_to_table
-from vbd.reports.scores import score_predictions
+from vbd.reports.scores.score import score_predictions
 from vbd.training.members import OUT_OF_FOLD
 
 

@@ -19,8 +19,8 @@ from tests.reports.searches import (
 )
 from tests.reports.studies import study_trials
 from vbd.config import TrainConfig
-from vbd.reports.search import write_search_report
-from vbd.search.forecast import Devices, Forecast, Record, write_record
+from vbd.reports.search.page import write_search_report
+from vbd.search.cost.forecast import Devices, Forecast, Record, write_record
 
 YOLOX = BASES[0]
 HTML = "loss is <script>alert(1)</script> & <b>nan</b>"

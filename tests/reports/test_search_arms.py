@@ -9,7 +9,7 @@ from tests.reports.studies import ARMS, BLOCKS, YOLOX, study_trials
 from vbd.config import TrainConfig
 from vbd.data.prepared import open_dataset
 from vbd.records import Trial
-from vbd.reports.search_arms import Arm, Compared, Study, compare_arms, redraw, study_of
+from vbd.reports.search.arms import Arm, Compared, Study, compare_arms, redraw, study_of
 
 PAIR = (("A", 1.0), ("E", 0.5))
 PLAIN, STRONG = Arm("A", 0.0, 8_000), Arm("E", 0.5, 8_000)

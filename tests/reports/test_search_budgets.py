@@ -8,8 +8,8 @@ from tests.reports.studies import BLOCKS, YOLOX, Effect, study_trials
 from vbd.config import TrainConfig
 from vbd.records import Trial
 from vbd.reports.page import Plot, Section, Table
-from vbd.reports.search_arms import Compared, compare_arms, study_of
-from vbd.reports.search_budgets import budgets, pairs_of
+from vbd.reports.search.arms import Compared, compare_arms, study_of
+from vbd.reports.search.budgets import budgets, pairs_of
 
 EPOCHS = {"B": 4.0, "E": 1.5}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from tests.reports.searches import search_of
 from vbd import storage
 from vbd.reports.page import Table
-from vbd.reports.search_cost import cost
-from vbd.search.forecast import Actual, Devices, Forecast, Record, write_record
-from vbd.search.rates import combination_of, no_rate, rates_of
+from vbd.reports.search.cost import cost
+from vbd.search.cost.forecast import Actual, Devices, Forecast, Record, write_record
+from vbd.search.cost.rates import combination_of, no_rate, rates_of
 
 TRIALS = search_of(3)
 BEFORE = Forecast(

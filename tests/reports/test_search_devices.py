@@ -5,7 +5,7 @@ import pytest
 from tests.reports.searches import BASES, history_of, trial_of
 from vbd.records import Trial
 from vbd.reports.page import Plot, Table
-from vbd.reports.search_devices import HALT_S, devices, lanes_of, running_at, spans, use_of
+from vbd.reports.search.devices import HALT_S, devices, lanes_of, running_at, spans, use_of
 
 SHORT = dataclasses.replace(BASES[0], steps=400, report_every=200)  # 50 seconds for each report
 

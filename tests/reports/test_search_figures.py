@@ -6,7 +6,7 @@ import pytest
 from tests.reports.searches import BASES, STARTED, history_of, search_of, trial_of
 from vbd.config import TrainConfig
 from vbd.reports.page import Plot
-from vbd.reports.search_figures import curves, described, rate_in_words, short, strength_in_words, thinned
+from vbd.reports.search.figures import curves, described, rate_in_words, short, strength_in_words, thinned
 
 YOLOX, RCNN, _ = BASES
 PHASES = {"phase_steps": (1_000, 2_000), "phase_strengths": (0.4, 0.6), "phase_rates": (0.8, 1.2)}

@@ -13,7 +13,7 @@ from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.labels import name_of
 from vbd.records import Trial
 from vbd.reports.page import Plot
-from vbd.reports.search_measure import best_first, class_map, measure_trials
+from vbd.reports.search.measure import best_first, class_map, measure_trials
 
 YOLOX, RCNN, DET = BASES
 HEART, NODULE = name_of(CARDIOMEGALY), name_of(8)

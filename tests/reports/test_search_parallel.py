@@ -6,7 +6,7 @@ import pytest
 from tests.reports.searches import BASES, search_of, trial_of
 from vbd.config import TrainConfig
 from vbd.reports.page import Plot
-from vbd.reports.search_parallel import axis_of, parallel, varied
+from vbd.reports.search.parallel import axis_of, parallel, varied
 
 YOLOX, RCNN, _ = BASES
 

@@ -11,7 +11,7 @@ from vbd.data.prepared import open_dataset
 from vbd.evaluation.matching import match
 from vbd.records import Detections, Trial, Truth
 from vbd.reports.page import Picture
-from vbd.reports.search_pictures import best_images, picture_sections, threshold_of
+from vbd.reports.search.pictures import best_images, picture_sections, threshold_of
 
 YOLOX = BASES[0]
 

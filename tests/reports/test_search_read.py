@@ -8,7 +8,7 @@ import pytest
 from tests.reports.searches import BASES, search_of, trial_of, with_detections, write_board, write_trials
 from vbd import storage
 from vbd.errors import InputError
-from vbd.reports.search_read import read_search
+from vbd.reports.search.read import read_search
 
 TRIALS = search_of(6)
 

@@ -11,9 +11,9 @@ from tests.reports.studies import ARMS, BLOCKS, YOLOX, study_trials
 from vbd.config import TrainConfig
 from vbd.records import Trial
 from vbd.reports.page import Plot, Section, Table
-from vbd.reports.search_arms import Compared, compare_arms, study_of
-from vbd.reports.search_study import study_section
-from vbd.reports.search_study_text import in_words, listed
+from vbd.reports.search.arms import Compared, compare_arms, study_of
+from vbd.reports.search.study import study_section
+from vbd.reports.search.study_text import in_words, listed
 
 PAIR = (("A", 1.0), ("E", 0.5))
 UNTOLD = "yolox: which augmentation is best cannot be told: "

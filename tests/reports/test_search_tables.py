@@ -7,17 +7,17 @@ import pytest
 from tests.reports.searches import BASES, STARTED, history_of, search_of, trial_of
 from vbd import storage
 from vbd.config import TrainConfig
-from vbd.ensemble.calibrate import Calibration
-from vbd.ensemble.calibration_curves import Curve
-from vbd.ensemble.fusion import FusionOptions
-from vbd.ensemble.gates import Gate
-from vbd.ensemble.no_finding import NoFinding
+from vbd.ensemble.scores.calibrate import Calibration
+from vbd.ensemble.scores.curves import Curve
+from vbd.fusion.detections import FusionOptions
+from vbd.ensemble.normal.gates import Gate
+from vbd.ensemble.normal.no_finding import NoFinding
 from vbd.ensemble.recipe import SCHEMA, Recipe
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.reports.page import Section, Table
-from vbd.reports.search_tables import ensemble, leaderboard, states
-from vbd.search.leaderboard import ranked
+from vbd.reports.search.tables import ensemble, leaderboard, states
+from vbd.search.kept.leaderboard import ranked
 
 YOLOX = dataclasses.replace(BASES[0], policy="E", strength=0.5)
 

@@ -171,7 +171,7 @@ def search_with_faults() -> None:
     """The search that the environment tells of."""
     import ray
 
-    from vbd.cli import _terminate, connect
+    from vbd.console.main import _terminate, connect
     from vbd.search.run import run_search
 
     spec = json.loads(os.environ[_SPEC])
@@ -229,8 +229,8 @@ def _install_in_driver(spec: dict[str, Any]) -> None:
 
 def install() -> None:
     """Called by Ray in each of its workers."""
-    from vbd.search import tuning
-    from vbd.training import run_worker
+    from vbd.search.tune import trial as tuning
+    from vbd.training.folds import worker as run_worker
     from vbd.training.loop import TrainingRun, train
 
     spec = json.loads(os.environ[_SPEC])
@@ -284,6 +284,6 @@ def _count(folder: Path, fault: Fault) -> bool:
 
 
 if __name__ == "__main__":
-    from vbd.cli import main
+    from vbd.console.main import main
 
     main(search_with_faults)

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.search.histories import reports, trial_of
-from vbd.cluster import Cluster, Node, NodeType
+from vbd.cluster.nodes import Cluster, Node, NodeType
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError
-from vbd.search.calibrate import calibrate, close_forecast, devices_at_most, devices_of, measure, prepare_forecast
-from vbd.search.forecast import Devices, read_record, write_record
-from vbd.search.rates import Rate, combination_of, no_rate
-from vbd.search.tuning import Workers
+from vbd.search.cost.measure import calibrate, close_forecast, devices_at_most, devices_of, measure, prepare_forecast
+from vbd.search.cost.forecast import Devices, read_record, write_record
+from vbd.search.cost.rates import Rate, combination_of, no_rate
+from vbd.search.tune.trial import Workers
 from vbd.training.loop import TrainingRun
-from vbd.versions import VersionsError
+from vbd.cluster.versions import VersionsError
 
 CPU = RunOptions(device="cpu")
 ONE_CPU, TWO_CPUS = (Workers(1, cpus, 0.0, max_failures=0) for cpus in (1.0, 2.0))
@@ -54,8 +54,8 @@ def steps_of_a_second(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         now[0] += 7.0 if indices[0] == 0 else 0.5 * len(indices)
 
     monkeypatch.setattr(TrainingRun, "step", step)
-    monkeypatch.setattr("vbd.search.calibrate.detect", look)
-    monkeypatch.setattr("vbd.search.calibrate.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vbd.search.cost.measure.detect", look)
+    monkeypatch.setattr("vbd.search.cost.measure.time.monotonic", lambda: now[0])
     return steps
 
 
@@ -175,7 +175,7 @@ def test_of_a_cluster_that_grows_the_forecast_counts_what_may_come_and_has_trial
     trials: int,
     wanted: Devices,
 ) -> None:
-    monkeypatch.setattr("vbd.search.calibrate.look", lambda: cluster)
+    monkeypatch.setattr("vbd.search.cost.measure.look", lambda: cluster)
     assert devices_at_most(needs, trials=trials) == wanted
     there = devices_of(needs)
     assert (there.count, there.grows) == (4 if needs == ONE_CPU_THERE else needs.number * needs.gpus, False)
@@ -184,8 +184,8 @@ def test_of_a_cluster_that_grows_the_forecast_counts_what_may_come_and_has_trial
 def test_the_forecast_before_the_start_tells_what_the_cluster_may_grow_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbd.search.calibrate.look", lambda: GROWING)
-    monkeypatch.setattr("vbd.search.calibrate.calibrate", lambda *_, **__: {combination_of(TINY): Rate(1, 0, 0)})
+    monkeypatch.setattr("vbd.search.cost.measure.look", lambda: GROWING)
+    monkeypatch.setattr("vbd.search.cost.measure.calibrate", lambda *_, **__: {combination_of(TINY): Rate(1, 0, 0)})
     configs = [replace(TINY, seed=seed) for seed in range(4)]
     prepare_forecast(str(tmp_path), SEARCH, configs, [], location="", options=RunOptions(), needs=ONE_GPU)
     assert capsys.readouterr().out == "forecast: 4 trials take about 0.044 GPU-hours, 40 s with up to 4 GPU(s)\n"
@@ -208,7 +208,7 @@ def test_a_search_is_measured_and_forecast_once_and_compared_at_the_end(
     assert record
     assert record.rates[combination_of(TINY)].is_known
     # Again, and with nothing to measure by: what is written is told.
-    monkeypatch.setattr("vbd.search.calibrate.measure", quick)
+    monkeypatch.setattr("vbd.search.cost.measure.measure", quick)
     prepare([TINY])
     assert capsys.readouterr().out == first.partition("\n")[2]
     # The run is extended: what is new is measured, what failed for good once more, and all is forecast anew.

@@ -8,7 +8,7 @@ from tests.search.histories import reports, trial_of
 from vbd import storage
 from vbd.config import SearchConfig, TrainConfig
 from vbd.errors import InputError
-from vbd.search.forecast import (
+from vbd.search.cost.forecast import (
     Actual,
     Devices,
     Record,
@@ -22,7 +22,7 @@ from vbd.search.forecast import (
     read_record,
     write_record,
 )
-from vbd.search.rates import Combination, Rate, combination_of, no_rate
+from vbd.search.cost.rates import Combination, Rate, combination_of, no_rate
 
 BASE = TrainConfig(image_size=128, batch_size=8, steps=40, report_every=10)
 FIFO = SearchConfig(preset="mine", candidates=(), scheduler="fifo")

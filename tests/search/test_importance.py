@@ -9,7 +9,7 @@ import pytest
 
 from vbd.config import TrainConfig, config_hash
 from vbd.records import Trial
-from vbd.search.importance import MIN_TRIALS, Weighed, shares_of, varied, weighed
+from vbd.reports.search.fanova import MIN_TRIALS, Weighed, shares_of, varied, weighed
 
 BASE = TrainConfig(steps=400, report_every=100)
 

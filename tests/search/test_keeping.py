@@ -15,9 +15,9 @@ from vbd.config import TrainConfig
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.records import Trial
-from vbd.search.keeping import Keeper, best_of_families, keep_best
-from vbd.search.leaderboard import Leaderboard, ranked
-from vbd.search.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.kept.keep import Keeper, best_of_families, keep_best
+from vbd.search.kept.leaderboard import Leaderboard, ranked
+from vbd.search.kept.trial import TrialFolder, read_trials, trial_id_of
 from vbd.training.members import Member, read_members
 
 

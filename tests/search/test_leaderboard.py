@@ -10,7 +10,7 @@ from tests.search.trials import RCNN, config_of, trial_of
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.records import Trial
-from vbd.search.leaderboard import (
+from vbd.search.kept.leaderboard import (
     Leaderboard,
     best_configs,
     format_leaderboard,

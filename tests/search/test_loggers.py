@@ -14,9 +14,9 @@ from vbd.config import TrainConfig, config_hash
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
-from vbd.search import loggers
-from vbd.search.proposals import Listed, Proposal
-from vbd.search.trial import TrialFolder, trial_id_of
+from vbd.search.watch import mlflow as loggers
+from vbd.search.propose.build import Listed, Proposal
+from vbd.search.kept.trial import TrialFolder, trial_id_of
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ def _train(drawn: dict[str, Any], *, run: str, data: str, scratch: str) -> None:
     """Reports as a trial does, of checkpoints that hold no weights."""
     from ray import tune
 
-    from vbd.search.tuning import Keeping, proposal_of
+    from vbd.search.tune.trial import Keeping, proposal_of
 
     proposal, number = proposal_of(drawn)
     folder = TrialFolder(run, trial_id_of(proposal.config))
@@ -281,8 +281,8 @@ def searched(prepared: str, store: str, tmp_path: Path) -> tuple[Path, list[Trai
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from vbd.search.tuner import Watch, build_tuner
-    from vbd.search.tuning import ProposalSearcher, Workers
+    from vbd.search.tune.tuner import Watch, build_tuner
+    from vbd.search.tune.trial import ProposalSearcher, Workers
 
     configs, run = [config_of(1), config_of(2, policy="B")], tmp_path / "run"
     searcher = ProposalSearcher(Listed(configs), str(run), [], lambda trial: None)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from vbd.config import TrainConfig
-from vbd.search import metrics
+from vbd.search.tune import metrics
 
 T = TypeVar("T")
 GUIDE = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
@@ -98,7 +98,7 @@ _SEARCH = """
 import sys
 import ray
 from vbd.config import TrainConfig
-from vbd.search.metrics import SearchMetrics, TrialMetrics
+from vbd.search.tune.metrics import SearchMetrics, TrialMetrics
 
 @ray.remote
 class Trial:

@@ -11,9 +11,9 @@ import pytest
 from vbd.config import Candidate, SearchConfig, TrainConfig, check_train_config, config_hash
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
-from vbd.phases import rate_at, strength_at, until
+from vbd.config.phases import rate_at, strength_at, until
 from vbd.records import Trial
-from vbd.search.population import (
+from vbd.search.propose.population import (
     Population,
     describe_population,
     describe_schedules,
@@ -21,8 +21,8 @@ from vbd.search.population import (
     replaced_of,
     schedule_of,
 )
-from vbd.search.proposals import Proposal
-from vbd.search.trial import trial_id_of
+from vbd.search.propose.build import Proposal
+from vbd.search.kept.trial import trial_id_of
 from vbd.storage import stable_hash
 
 YOLOX = Candidate(

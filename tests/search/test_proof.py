@@ -14,10 +14,10 @@ from vbd import storage
 from vbd.config import config_hash
 from vbd.data.prepared import open_dataset
 from vbd.errors import StoreError
-from vbd.phases import with_phase
+from vbd.config.phases import with_phase
 from vbd.records import Trial
-from vbd.search.proof import TruthsOfFold, agree, prove, truths_of_fold
-from vbd.search.trial import TrialFolder, trial_id_of
+from vbd.search.kept.proof import TruthsOfFold, agree, prove, truths_of_fold
+from vbd.search.kept.trial import TrialFolder, trial_id_of
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from vbd.config import VARIANTS, Candidate, SearchConfig, TrainConfig, config_ha
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import Trial
-from vbd.search.leaderboard import Leaderboard, ranked, write_leaderboard
-from vbd.search.optuna_proposer import OptunaProposer
-from vbd.search.population import Population
-from vbd.search.proposals import Listed, Proposal, Proposer, build_proposer
-from vbd.search.space import draw_configs
-from vbd.search.trial import trial_id_of
+from vbd.search.kept.leaderboard import Leaderboard, ranked, write_leaderboard
+from vbd.search.propose.tpe import OptunaProposer
+from vbd.search.propose.population import Population
+from vbd.search.propose.build import Listed, Proposal, Proposer, build_proposer
+from vbd.search.space.draws import draw_configs
+from vbd.search.kept.trial import trial_id_of
 
 RETINA = TrainConfig(detector="retinanet", variant="resnet18")
 SEARCH = SearchConfig(

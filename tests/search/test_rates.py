@@ -4,10 +4,10 @@ import math
 import pytest
 
 from tests.search.histories import reports, trial_of
-from vbd import checked
+from vbd.config import checked
 from vbd.config import TrainConfig
 from vbd.errors import InputError
-from vbd.search.rates import (
+from vbd.search.cost.rates import (
     Combination,
     Rate,
     RateRow,

@@ -17,13 +17,13 @@ from vbd import storage
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError
-from vbd.phases import with_phase
+from vbd.config.phases import with_phase
 from vbd.records import Trial
-from vbd.search.keeping import keep_best
-from vbd.search.leaderboard import Leaderboard, ranked, write_leaderboard
-from vbd.search.proof import prove, truths_of_fold
-from vbd.search.replay import check_device, replay_run
-from vbd.search.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.kept.keep import keep_best
+from vbd.search.kept.leaderboard import Leaderboard, ranked, write_leaderboard
+from vbd.search.kept.proof import prove, truths_of_fold
+from vbd.search.kept.replay import check_device, replay_run
+from vbd.search.kept.trial import TrialFolder, read_trials, trial_id_of
 from vbd.training import replay as training_replay
 from vbd.training.loop import train
 from vbd.training.replay import detect_again, device_to_replay

@@ -14,15 +14,15 @@ from vbd.config import Candidate, RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.forecast import read_record
-from vbd.search.keeping import Keeper
-from vbd.search.leaderboard import read_leaderboard
-from vbd.search.proposals import Listed
+from vbd.search.cost.forecast import read_record
+from vbd.search.kept.keep import Keeper
+from vbd.search.kept.leaderboard import read_leaderboard
+from vbd.search.propose.build import Listed
 from vbd.search.run import run_search
-from vbd.search.schedule import build_scheduler
-from vbd.search.trial import TrialFolder, read_trials, trial_id_of
-from vbd.search.tuner import Watch, build_tuner, needs_of
-from vbd.search.tuning import ProposalSearcher, Workers, proposal_of
+from vbd.search.stop.schedule import build_scheduler
+from vbd.search.kept.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.tune.tuner import Watch, build_tuner, needs_of
+from vbd.search.tune.trial import ProposalSearcher, Workers, proposal_of
 from vbd.training.checkpoint import read_info
 
 TINY = TrainConfig(

@@ -4,8 +4,8 @@ import pytest
 
 from vbd.config import ANCHORED, POLICIES, Candidate, RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError
-from vbd.presets import Preset, preset_of
-from vbd.search.settings import options_from, search_from
+from vbd.config.presets import Preset, preset_of
+from vbd.search.space.settings import options_from, search_from
 
 
 def _candidate(search: SearchConfig, family: str) -> Candidate:

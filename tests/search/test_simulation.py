@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from tests.search.histories import reports, trial_of
 from vbd.config import VARIANTS, Family, SearchConfig, TrainConfig
-from vbd.search.forecast import Devices, forecast
-from vbd.search.halving import RungsOfAll
-from vbd.search.rates import Rate, combination_of
-from vbd.search.simulation import Rest, simulated
-from vbd.search.trial import trial_id_of
+from vbd.search.cost.forecast import Devices, forecast
+from vbd.search.stop.halving import RungsOfAll
+from vbd.search.cost.rates import Rate, combination_of
+from vbd.search.cost.simulation import Rest, simulated
+from vbd.search.kept.trial import trial_id_of
 
 FAMILIES: tuple[Family, ...] = ("yolox", "efficientdet", "faster_rcnn", "retinanet")
 EVERY, VALIDATION, START = 10, 2.0, 5.0

@@ -9,8 +9,8 @@ import pytest
 from tests.search.datasets import labels_alone
 from vbd.config import Candidate, RunOptions, SearchConfig, TrainConfig, config_hash
 from vbd.errors import InputError
-from vbd.presets import smoke, study
-from vbd.search.space import check_micro_batches, describe, draw_configs, random_draws, spaces_of
+from vbd.config.presets import smoke, study
+from vbd.search.space.draws import check_micro_batches, describe, draw_configs, random_draws, spaces_of
 
 SEARCH = SearchConfig(
     preset="test",
@@ -146,7 +146,7 @@ def test_a_grid_too_large_is_counted() -> None:
 
 
 def test_a_grid_too_large_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vbd.search.space._combinations", lambda space: pytest.fail("it was built"))
+    monkeypatch.setattr("vbd.search.space.draws._combinations", lambda space: pytest.fail("it was built"))
     choices = {name: tuple(i / 100 for i in range(1, 101)) for name in ("strength", "weight_decay", "multi_scale")}
     choices["multi_scale"] = tuple(i / 200 for i in range(100))
     with pytest.raises(InputError, match="a grid of 1,000,000 combinations for yolox"):

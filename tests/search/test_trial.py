@@ -14,7 +14,7 @@ from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
 from vbd.records import Detections, detections_from_table, detections_to_table
-from vbd.search.trial import TrialFolder, read_trials, seconds_of, trial_id_of
+from vbd.search.kept.trial import TrialFolder, read_trials, seconds_of, trial_id_of
 from vbd.training.checkpoint import write_checkpoint
 
 CONFIG = TrainConfig(steps=40, report_every=10, warmup_steps=0)

@@ -13,17 +13,17 @@ from ray.tune.search import Searcher
 
 from tests.mistakes import interrupted_lock
 from vbd import storage
-from vbd.cluster import Cluster, Node, NodeType
+from vbd.cluster.nodes import Cluster, Node, NodeType
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError, StoreError
 from vbd.records import Trial
-from vbd.search import tuning
-from vbd.search.outage import fit
-from vbd.search.proposals import Listed
+from vbd.search.tune import trial as tuning
+from vbd.search.tune.outage import fit
+from vbd.search.propose.build import Listed
 from vbd.search.run import _stop_on_sigterm
-from vbd.search.trial import TrialFolder, read_trials, trial_id_of
-from vbd.search.tuner import Watch, ahead_of
-from vbd.search.tuning import ProposalSearcher, Workers
+from vbd.search.kept.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.tune.tuner import Watch, ahead_of
+from vbd.search.tune.trial import ProposalSearcher, Workers
 
 CONFIG = TrainConfig()
 
@@ -271,7 +271,7 @@ def _seeds(count: int) -> list[TrainConfig]:
 def test_optuna_proposes_one_trial_more_than_there_is_or_may_be_room_for(
     cluster: Cluster, workers: int, handed_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbd.placement.look", lambda: cluster)
+    monkeypatch.setattr("vbd.cluster.placement.look", lambda: cluster)
     needs = Workers(workers, 1, 0, max_failures=0)
     search = SearchConfig("test", (), searcher="optuna")
     run = str(tmp_path)

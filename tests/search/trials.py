@@ -12,7 +12,7 @@ from vbd.data.prepared import PreparedDataset, open_dataset, read_truths
 from vbd.evaluation.average_precision import evaluate
 from vbd.evaluation.score import SCORE
 from vbd.records import Detections, Trial, Truth, detections_to_table
-from vbd.search.trial import TrialFolder, trial_id_of
+from vbd.search.kept.trial import TrialFolder, trial_id_of
 from vbd.training.checkpoint import write_checkpoint
 from vbd.training.members import OUT_OF_FOLD
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vbd.config import VARIANTS, Family, RunOptions, TrainConfig, size_multiple
-from vbd.data.dataset import BatchMaker
+from vbd.data.batches.make import BatchMaker
 from vbd.data.prepared import open_dataset
 from vbd.records import Batch
 from vbd.training.loop import Ranks, TrainingRun

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from vbd import storage
-from vbd.training.best import best_of, keep_if_best
+from vbd.training.folds.best import best_of, keep_if_best
 
 
 def _checkpoint(folder: Path, step: int) -> Path:

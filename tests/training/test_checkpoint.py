@@ -15,7 +15,7 @@ from tests.training.runs import CPU, Reports, config_of
 from vbd import storage
 from vbd.config import config_hash
 from vbd.data.prepared import open_dataset
-from vbd.ensemble.predict_models import open_checkpoint
+from vbd.predict.models import open_checkpoint
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.models import detector_of

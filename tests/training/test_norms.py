@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.training.runs import CPU, assert_same, config_of, new_run, state_of
-from vbd.data.dataset import BatchMaker
+from vbd.data.batches.make import BatchMaker
 from vbd.data.prepared import open_dataset
 from vbd.training.loop import Ranks, TrainingError
 from vbd.training.norms import JointBatchNorm2d, join_batch_norms

@@ -9,7 +9,7 @@ from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.training.members import Member, write_members
-from vbd.training.plan import (
+from vbd.training.folds.plan import (
     TrainingPlan,
     claim_output,
     configs_from,

@@ -11,7 +11,7 @@ import torch
 
 from tests.training.runs import CPU, Reports, assert_same, batch_of, config_of, new_run, state_of
 from vbd.config import RunOptions, TrainConfig
-from vbd.data.dataset import training_batches
+from vbd.data.batches.make import training_batches
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.records import Batch

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from vbd.boxes import to_original
 from vbd.config import TrainConfig
-from vbd.data.dataset import Images
+from vbd.data.batches.make import Images
 from vbd.data.prepared import open_dataset
 from vbd.records import Prediction
 from vbd.training.validation import detect

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from vbd import checked, storage
+from vbd.config import checked
+from vbd import storage
 from vbd.boxes import to_original
-from vbd.checked import Count, Fields, Rule, SafeName
+from vbd.config.checked import Count, Fields, Rule, SafeName
 from vbd.commands import job_command
 from vbd.config import PrepareConfig
 from vbd.data.coco import from_coco, read_coco

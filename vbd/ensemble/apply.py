@@ -5,8 +5,8 @@ from typing import Any
 
 from vbd import storage
 from vbd.detections import read_detections
-from vbd.ensemble.predict import Request, name_checkpoints, write_predictions
-from vbd.ensemble.predict_outputs import Found
+from vbd.predict.request import Request, name_checkpoints, write_predictions
+from vbd.predict.outputs import Found
 from vbd.ensemble.recipe import FILE, Recipe, make_again, read_recipe
 from vbd.errors import InputError
 from vbd.records import Detections, detections_to_table

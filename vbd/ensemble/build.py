@@ -11,19 +11,19 @@ import numpy as np
 from vbd import storage
 from vbd.config import Family, RunOptions, finds_boxes
 from vbd.data.prepared import PreparedDataset, image_sizes, open_dataset, read_truths, sample_submission_ids
-from vbd.ensemble.diversity import Diversity, diversity
+from vbd.ensemble.choose.diversity import Diversity, diversity
 from vbd.ensemble.fit import Fitted, Plan, fit_ensemble
-from vbd.ensemble.fusion import fuse_all
-from vbd.ensemble.no_finding import mean_logits
-from vbd.ensemble.predict import images_of_part, predict
+from vbd.fusion.detections import fuse_all
+from vbd.ensemble.normal.no_finding import mean_logits
+from vbd.predict.request import images_of_part, predict
 from vbd.ensemble.recipe import FILE, SCHEMA
 from vbd.ensemble.summary import count_of, summary_of
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores, evaluate
-from vbd.ownership import own
+from vbd.storage.ownership import own
 from vbd.records import Detections, Truth, detections_to_table, finds_nothing
-from vbd.submission import write_submission
-from vbd.submission_check import check_submission
+from vbd.submission.file import write_submission
+from vbd.submission.check import check_submission
 from vbd.training.checkpoint import family_of
 from vbd.training.members import Member, members_folder, read_members
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.ensemble.fusion import FusionOptions
-from vbd.ensemble.gates import Gate, GatedScore, GateFlag, Kind, Split, Worth, choose_kind, measure_gates
-from vbd.ensemble.no_finding import (
+from vbd.fusion.detections import FusionOptions
+from vbd.ensemble.normal.gates import Gate, GatedScore, GateFlag, Kind, Split, Worth, choose_kind, measure_gates
+from vbd.ensemble.normal.no_finding import (
     Evidence,
     FittedNoFinding,
     Source,
@@ -25,7 +25,7 @@ from vbd.ensemble.no_finding import (
     score_probabilities,
 )
 from vbd.ensemble.recipe import Recipe
-from vbd.ensemble.select import Choice, HonestGain, Procedure, choose, held_out_parts, honest_gain, members_on
+from vbd.ensemble.choose.select import Choice, HonestGain, Procedure, choose, held_out_parts, honest_gain, members_on
 from vbd.errors import InputError
 from vbd.records import Detections, Truth
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from vbd import checked, storage
-from vbd.checked import NanForNull, SafeName, Score, between
+from vbd.config import checked
+from vbd import storage
+from vbd.config.checked import NanForNull, SafeName, Score, between
 from vbd.commands import job_command
-from vbd.ensemble.calibrate import Calibration
-from vbd.ensemble.fusion import FusionOptions, fuse_all
-from vbd.ensemble.gates import Gate
-from vbd.ensemble.no_finding import Evidence, NoFinding, mean_logits
+from vbd.ensemble.scores.calibrate import Calibration
+from vbd.fusion.detections import FusionOptions, fuse_all
+from vbd.ensemble.normal.gates import Gate
+from vbd.ensemble.normal.no_finding import Evidence, NoFinding, mean_logits
 from vbd.errors import InputError
 from vbd.records import Detections
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vbd.evaluation.froc import RATES, Froc, froc_of
 from vbd.evaluation.matching import FlatBoxes, flatten, match_flat
-from vbd.fusing import weighted_box_fusion
+from vbd.fusion.wbf import weighted_box_fusion
 from vbd.labels import CLASS_NAMES, NUM_FINDINGS
 from vbd.records import Detections, Truth
 

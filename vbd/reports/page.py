@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd import storage
-from vbd.outputs import PAGE_MARK
+from vbd.storage.outputs import PAGE_MARK
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -14,28 +14,28 @@ from vbd import storage
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import interruption_within
-from vbd.ownership import Owner, own
-from vbd.placement import told_while_waiting
+from vbd.storage.ownership import Owner, own
+from vbd.cluster.placement import told_while_waiting
 from vbd.records import Trial
-from vbd.search.calibrate import close_forecast, devices_of, prepare_forecast
-from vbd.search.claim import check_run_folder, claim_of
-from vbd.search.keeping import Keeper, keep_best
-from vbd.search.leaderboard import Leaderboard, format_leaderboard, ranked, write_leaderboard
-from vbd.search.live_table import shown
-from vbd.search.loggers import loggers
-from vbd.search.outage import fit
-from vbd.search.population import describe_population, describe_schedules
-from vbd.search.progress import Plan, SearchProgress
-from vbd.search.proof import prove, truths_of_fold
-from vbd.search.proposals import Proposer, build_proposer
-from vbd.search.rates import final_problem
-from vbd.search.schedule import build_scheduler
-from vbd.search.settings import run_folder
-from vbd.search.space import check_micro_batches, describe, draw_configs
-from vbd.search.trial import ENDED, TrialFolder, read_trials, trial_id_of
-from vbd.search.tuner import Watch, ahead_of, build_tuner, needs_of
-from vbd.search.tuning import ProposalSearcher, Workers, run_trial
-from vbd.summary import tell
+from vbd.search.cost.measure import close_forecast, devices_of, prepare_forecast
+from vbd.search.kept.claim import check_run_folder, claim_of
+from vbd.search.kept.keep import Keeper, keep_best
+from vbd.search.kept.leaderboard import Leaderboard, format_leaderboard, ranked, write_leaderboard
+from vbd.search.watch.live_table import shown
+from vbd.search.watch.mlflow import loggers
+from vbd.search.tune.outage import fit
+from vbd.search.propose.population import describe_population, describe_schedules
+from vbd.search.watch.progress import Plan, SearchProgress
+from vbd.search.kept.proof import prove, truths_of_fold
+from vbd.search.propose.build import Proposer, build_proposer
+from vbd.search.cost.rates import final_problem
+from vbd.search.stop.schedule import build_scheduler
+from vbd.search.space.settings import run_folder
+from vbd.search.space.draws import check_micro_batches, describe, draw_configs
+from vbd.search.kept.trial import ENDED, TrialFolder, read_trials, trial_id_of
+from vbd.search.tune.tuner import Watch, ahead_of, build_tuner, needs_of
+from vbd.search.tune.trial import ProposalSearcher, Workers, run_trial
+from vbd.console.last_line import tell
 
 
 def run_search(

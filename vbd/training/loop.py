@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vbd import phases
+from vbd.config import phases
 from vbd.config import RunOptions, TrainConfig, check_train_config
-from vbd.data.dataset import Images, describe_sampling, training_batches
+from vbd.data.batches.make import Images, describe_sampling, training_batches
 from vbd.data.prepared import PreparedDataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.evaluation.score import numbers_of
-from vbd.microbatches import check_micro_batch, halved, least_images, number_of_parts
+from vbd.training.microbatches import check_micro_batch, halved, least_images, number_of_parts
 from vbd.models import detector_of
 from vbd.models.weights import describe
 from vbd.records import Batch, Detections, Truth, detections_to_table

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
-from vbd import checked, deletion, storage
-from vbd.checked import PathBelow, Rule, SafeName, Score
+from vbd.config import checked
+from vbd.storage import deletion
+from vbd import storage
+from vbd.config.checked import PathBelow, Rule, SafeName, Score
 from vbd.data.prepared import PreparedDataset
 from vbd.detections import read_detections
 from vbd.errors import InputError

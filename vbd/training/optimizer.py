@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vbd.config import TrainConfig
-from vbd.phases import rate_at
+from vbd.config.phases import rate_at
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:

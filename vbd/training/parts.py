@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vbd.config import TrainConfig, size_multiple
-from vbd.microbatches import sides
+from vbd.training.microbatches import sides
 from vbd.records import Batch, Target
 from vbd.storage import stable_hash
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vbd.config import Device, RunOptions
-from vbd.data.dataset import Images
+from vbd.data.batches.make import Images
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.records import Detections

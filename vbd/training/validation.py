@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vbd.config import TrainConfig
-from vbd.data.dataset import Images, plain_batches
+from vbd.data.batches.make import Images, plain_batches
 from vbd.data.prepared import to_detections
 from vbd.records import Detections
 from vbd.training.precision import autocast
