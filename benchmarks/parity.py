@@ -25,10 +25,10 @@ from library_loops import Predict, Recipe, train_by_library
 from sample import phantom, training_rows
 
 from vbd.config import Family, RunOptions, TrainConfig
+from vbd.config.presets import smoke
 from vbd.data.batches.make import Images, plain_batches
 from vbd.data.prepared import PreparedDataset, read_truths, to_detections
 from vbd.evaluation.average_precision import evaluate
-from vbd.config.presets import smoke
 
 FAMILIES: tuple[Family, ...] = ("yolox", "faster_rcnn", "efficientdet")
 SEEDS = (0, 1, 2)

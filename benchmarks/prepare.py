@@ -73,7 +73,8 @@ def phantom(folder: Path, images: int, *, image_format: str, size: int) -> Path:
 
 def pool(folder: Path) -> None:
     """Steady state: from the first finished task to the last, so that starting Ray or the pool does not count."""
-    from vbd.data.prepare import augmented as materialise, shards as prepare_shards
+    from vbd.data.prepare import augmented as materialise
+    from vbd.data.prepare import shards as prepare_shards
     from vbd.data.prepared import open_dataset
 
     _connect()

@@ -12,10 +12,11 @@ from ray.tune.schedulers import FIFOScheduler
 
 from vbd.config import TrainConfig
 from vbd.records import Trial
-from vbd.search.propose.build import Listed
 from vbd.search.kept.trial import read_trials
+from vbd.search.propose.listed import Listed
+from vbd.search.tune.handed_over import Workers
+from vbd.search.tune.searcher import ProposalSearcher
 from vbd.search.tune.tuner import Watch, build_tuner
-from vbd.search.tune.trial import ProposalSearcher, Workers
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # read when a search starts; no table of Tune's
 

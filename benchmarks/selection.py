@@ -16,11 +16,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from vbd.ensemble.scores.calibrate import calibrate_crosswise, fit_calibration
 from vbd.ensemble.choose.diversity import diversity
-from vbd.ensemble.scores.reliability import reliability
-from vbd.ensemble.choose.select import Procedure, choose, honest_gain, select_members
+from vbd.ensemble.choose.greedy import select_members
+from vbd.ensemble.choose.select import Procedure, choose, honest_gain
 from vbd.ensemble.choose.weight_search import search_weights
+from vbd.ensemble.scores.calibrate import calibrate_crosswise, fit_calibration
+from vbd.ensemble.scores.reliability import reliability
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 

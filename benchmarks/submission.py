@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from vbd.records import Detections
-from vbd.submission.file import read_submission, write_submission
 from vbd.submission.check import check_submission, read_sheet
+from vbd.submission.file import read_submission, write_submission
 from vbd.submission.signs import find_equal_scores, find_resized, find_reversed_whole
 
 IMAGES, ROUNDS = 3_000, 3

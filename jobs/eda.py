@@ -2,9 +2,9 @@
 
 import _environment  # noqa: F401 # isort: skip
 
-from vbd.console.main import Location, main
-from vbd.storage.outputs import check_outputs
+from vbd.cli import Location, main
 from vbd.storage import shown
+from vbd.storage.outputs import check_outputs
 
 
 def eda(*, data: Location, output: Location, picture: Location | None = None) -> None:

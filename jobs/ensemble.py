@@ -5,12 +5,14 @@ import _environment  # noqa: F401 # isort: skip
 from typing import Annotated, Literal
 
 from vbd import storage
-from vbd.config.checked import between
-from vbd.console.main import Location, connect, main
+from vbd.cli import Location, main
+from vbd.cluster.connect import connect
 from vbd.config import Device, Seed
-from vbd.storage.outputs import check_outputs
-from vbd.storage import shown
+from vbd.config.checked import between
 from vbd.console.last_line import tell
+from vbd.ensemble.summary import summary_of
+from vbd.storage import shown
+from vbd.storage.outputs import check_outputs
 
 
 def ensemble(
@@ -57,7 +59,7 @@ def ensemble(
     options = RunOptions(device=device)
     result = build_ensemble(run, data, output=submission, options=options, plan=plan, connect=connect)
     tell(submission=result.output)
-    print(result.summary)
+    print(summary_of(result))
     if html is not None:
         from vbd.reports.ensemble.page import write_ensemble_page
 

@@ -5,9 +5,9 @@ import _environment  # noqa: F401 # isort: skip
 from collections.abc import Mapping
 from typing import Annotated
 
-from vbd.config.checked import Share, between
-from vbd.console.main import Location, main
+from vbd.cli import Location, main
 from vbd.config import Device
+from vbd.config.checked import Share, between
 from vbd.errors import InputError
 from vbd.storage.outputs import check_outputs
 
@@ -72,13 +72,15 @@ def evaluate(
     if data is None:
         raise InputError("--data is missing: give the prepared dataset that the predictions are for")
     if check is not None:
-        from vbd.submission.examine import examine, parse_part
+        from vbd.data.parts import parse_part
+        from vbd.submission.examine import examine
 
         examined = examine(check, data, part=parse_part(part), output_json=json)
         print(examined.text)
         return 1 if examined.findings else 0
     assert predictions is not None
-    from vbd.reports.scores.score import parse_part, score_predictions
+    from vbd.data.parts import parse_part
+    from vbd.reports.scores.score import score_predictions
 
     scored = score_predictions(
         predictions,

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vbd.config.checked import Share
-from vbd.console.main import Location, connect, main
+from vbd.cli import Location, main
+from vbd.cluster.connect import connect
 from vbd.config import Device, Processes
-from vbd.errors import InputError
-from vbd.storage.outputs import check_outputs
-from vbd.storage import shown
+from vbd.config.checked import Share
 from vbd.console.last_line import tell
+from vbd.errors import InputError
+from vbd.storage import shown
+from vbd.storage.outputs import check_outputs
 
 
 def predict(
@@ -56,8 +57,8 @@ def predict(
     """
     from vbd.config import RunOptions
     from vbd.ensemble.apply import ensemble_checkpoints, write_ensemble
-    from vbd.predict.request import Request, name_checkpoints, write_predictions
     from vbd.predict.outputs import Extras
+    from vbd.predict.request import Request, name_checkpoints, write_predictions
 
     extras = Extras(coco=coco, overlay=overlay, dicom_sr=dicom_sr, score_threshold=score_threshold, part=part)
     if ensemble and (checkpoint or run):

@@ -4,9 +4,10 @@ import _environment  # noqa: F401 # isort: skip
 
 from typing import Literal
 
-from vbd.config.checked import Count
-from vbd.console.main import Location, connect, main
+from vbd.cli import Location, main
+from vbd.cluster.connect import connect
 from vbd.config import Copies, Folds, Overlap, Readers, Seed, Side
+from vbd.config.checked import Count
 from vbd.storage.outputs import check_outputs
 
 

@@ -4,12 +4,12 @@ import _environment  # noqa: F401 # isort: skip
 
 from typing import Annotated, Any, Literal
 
-from vbd.config.checked import Share, between
-from vbd.console.main import Location, main
+from vbd.cli import Location, main
 from vbd.config import Processes, Seed
-from vbd.storage.outputs import check_outputs
-from vbd.storage import shown
+from vbd.config.checked import Share, between
 from vbd.console.last_line import tell
+from vbd.storage import shown
+from vbd.storage.outputs import check_outputs
 
 
 def sample(

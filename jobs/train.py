@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from vbd.console.main import Location, connect, main
+from vbd.cli import Location, main
+from vbd.cluster.connect import connect
 from vbd.config import Family, Input, Kept, LoaderWorkers
 from vbd.storage.outputs import check_outputs
 

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vbd.config.checked import SafeName, between
-from vbd.console.main import Location, connect, main
+from vbd.cli import Location, main
+from vbd.cluster.connect import connect
 from vbd.config import Device, Family, LoaderWorkers, Seed, Steps, Trials
+from vbd.config.checked import SafeName, between
 
 
 def tune(
@@ -51,8 +52,8 @@ def tune(
         device: Where trials run.
         loader_workers: Processes beside each trial that decode and augment.
     """
-    from vbd.pipeline import run_pipeline
     from vbd.config.presets import preset_of
+    from vbd.pipeline import run_pipeline
     from vbd.search.space.settings import options_from, search_from
 
     search = search_from(

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from vbd.console.main import main
+from vbd.cli import main
 
 JOBS = Path(__file__).parent.parent / "jobs"
 
 
 def refused(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str) -> Any:
     """What `jobs/<job>.py` prints, `out` and `err`, when it refuses wrong flags; Ray is not started for it."""
-    monkeypatch.setattr("vbd.console.main.connect", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("vbd.cli.connect", lambda: pytest.fail("Ray was started"))
     function: Any = runpy.run_path(str(JOBS / f"{job}.py"))[job]
     monkeypatch.setattr(sys, "argv", [f"{job}.py", *flags])
     with pytest.raises(SystemExit) as stop:

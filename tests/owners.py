@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vbd.storage import ownership
 from vbd import storage
+from vbd.storage import ownership
 from vbd.storage.ownership import OWNER
 
 # An owner of another machine.

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vbd.console.main import connect
+from vbd.cluster.connect import connect
 from vbd.config import Candidate, PrepareConfig, RunOptions, SearchConfig, TrainConfig
-from vbd.data.prepare import dataset as prepare, shards as prepare_shards
-from vbd.predict import request as predict, stages as predict_stages
-from vbd.search.cost import measure as calibrate
+from vbd.data.prepare import dataset as prepare
+from vbd.data.prepare import shards as prepare_shards
+from vbd.predict import request as predict
+from vbd.predict import stages as predict_stages
 from vbd.search import run
-from vbd.search.tune import trial as tuning
+from vbd.search.cost import measure as calibrate
 from vbd.search.kept.leaderboard import read_leaderboard
+from vbd.search.tune import trial as tuning
 
 # Before they are replaced below: a worker of Ray, which loads this file too, finds the originals.
 _write_shard, _decode, _run_trial, _measure = (

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.nodes import Job, Nodes, wait_until
-from vbd.console.main import connect, main
+from vbd.cli import main
+from vbd.cluster.connect import connect
 from vbd.config import Candidate, RunOptions, SearchConfig, TrainConfig
 
 pytestmark = pytest.mark.slow

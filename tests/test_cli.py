@@ -9,10 +9,11 @@ from typing import get_type_hints
 import pytest
 
 from tests.mistakes import interrupted_lock
-from vbd.console import main as cli, last_line as summary
-from vbd.console.main import Location, main
-from vbd.errors import InputError, interruption_within
+from vbd import cli
+from vbd.cli import Location, main
+from vbd.console import last_line as summary
 from vbd.console.last_line import tell
+from vbd.errors import InputError, interruption_within
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,7 +110,7 @@ def test_so_it_does_when_it_fails(
 
 def test_so_it_does_when_it_is_terminated() -> None:
     job = (
-        "from vbd.console.main import main\nimport time\ndef job() -> None:\n    print('ready', flush=True)\n"
+        "from vbd.cli import main\nimport time\ndef job() -> None:\n    print('ready', flush=True)\n"
         "    time.sleep(600)\nmain(job)"
     )
     with subprocess.Popen(
@@ -206,7 +207,7 @@ def test_every_flag_that_names_a_place_is_a_location(job: Path) -> None:
 def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:
     """As of `jobs/evaluate.py ... | head`."""
     job = (
-        "from vbd.console.main import main\ndef job() -> None:\n    for line in range(100_000):\n        print(line)\nmain(job)"
+        "from vbd.cli import main\ndef job() -> None:\n    for line in range(100_000):\n        print(line)\nmain(job)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT

@@ -10,8 +10,8 @@ import pytest
 from vbd.cluster import nodes as cluster
 from vbd.cluster.nodes import on_host
 from vbd.errors import StoreError
-from vbd.search.tune import trial as tuning
 from vbd.search.kept.trial import TrialFolder
+from vbd.search.tune import trial as tuning
 from vbd.training.folds import worker as run_worker
 
 

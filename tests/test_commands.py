@@ -12,11 +12,11 @@ import pytest
 from vbd import commands, storage
 from vbd.commands import job_command
 from vbd.config import RunOptions
+from vbd.config.presets import preset_of
 from vbd.data.prepared import open_dataset
 from vbd.ensemble.recipe import read_ensemble, read_recipe
 from vbd.errors import InputError
 from vbd.pipeline import run_pipeline
-from vbd.config.presets import preset_of
 
 ROOT = Path(__file__).parent.parent
 AWKWARD = "my runs #1 50%"  # as one types without thinking of a shell

@@ -16,8 +16,8 @@ from vbd.config import (
     stage_two,
     train_config_from,
 )
-from vbd.errors import InputError
 from vbd.config.presets import preset_of, with_steps
+from vbd.errors import InputError
 
 
 def test_the_hash_survives_json_and_sees_every_field() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vbd.storage import deletion
 from vbd import storage
+from vbd.storage import deletion
 
 
 @pytest.fixture

@@ -13,26 +13,26 @@ from tests.ensemble.kept import good_members, write_dataset, write_kept
 from tests.reports.searches import search_of, write_trials
 from vbd import storage
 from vbd.config import RunOptions, TrainConfig
+from vbd.config.presets import preset_of
 from vbd.data.prepared import open_dataset, read_truths
-from vbd.ensemble.scores.calibrate import Calibration
-from vbd.ensemble.scores.curves import Curve, Losses
-from vbd.fusion.detections import FIELD_THRESHOLDS, FusionOptions
 from vbd.ensemble.normal.gates import Gate
 from vbd.ensemble.normal.no_finding import NoFinding
-from vbd.predict.request import name_checkpoints
-from vbd.predict.parts import Output
 from vbd.ensemble.recipe import Recipe, read_recipe
+from vbd.ensemble.scores.calibrate import Calibration
+from vbd.ensemble.scores.curves import Curve, Losses
 from vbd.errors import InputError
-from vbd.config.presets import preset_of
+from vbd.fusion.detections import FIELD_THRESHOLDS, FusionOptions
+from vbd.predict.parts import Output
+from vbd.predict.request import name_checkpoints
 from vbd.records import Detections
 from vbd.reports.search.tables import ensemble
-from vbd.search.kept.claim import check_run_folder, read_claim
 from vbd.search.cost.forecast import Actual, Devices, Record, actual, forecast, read_record, write_record
-from vbd.search.kept.leaderboard import Leaderboard, format_leaderboard, ranked, read_leaderboard, write_leaderboard
 from vbd.search.cost.rates import Rate, combination_of, rate_of, rates_of
+from vbd.search.kept.claim import check_run_folder, read_claim
+from vbd.search.kept.leaderboard import Leaderboard, format_leaderboard, ranked, read_leaderboard, write_leaderboard
 from vbd.search.kept.trial import read_trials
-from vbd.training.folds.best import best_of
 from vbd.training.checkpoint import read_info
+from vbd.training.folds.best import best_of
 from vbd.training.folds.plan import TrainingPlan, claim_output, read_plan
 
 _DEEP = "[" * 200_000

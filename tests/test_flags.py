@@ -9,8 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 
 from tests.mistakes import JOBS, mistake_of
-from vbd.config.checked import between, broken_rule, hints_of
 from vbd.config import Candidate, PrepareConfig, RunOptions, SearchConfig, TrainConfig
+from vbd.config.checked import between, broken_rule, hints_of
 
 NAMES = sorted(path.stem for path in JOBS.glob("[a-z]*.py"))
 VALUES = ("0", "-1", "nan", "inf", "1e300", str(2**70))

@@ -67,7 +67,8 @@ def test_a_mistake_fails_the_job_with_its_one_line(head: tuple[str, dict[str, st
 def test_a_variable_of_the_runtime_environment_reaches_driver_and_workers(head: tuple[str, dict[str, str]]) -> None:
     """As docs/jobs.md advises for the messages of Ray's autoscaler; the job has a value of its own for the same variable."""
     code = (
-        "import os; from vbd.console.main import connect; connect(); import ray; read = lambda: os.environ['RAY_SCHEDULER_EVENTS']; "
+        "import os; from vbd.cli import connect; connect(); import ray; "
+        "read = lambda: os.environ['RAY_SCHEDULER_EVENTS']; "
         "print('driver', read(), 'worker', ray.get(ray.remote(read).remote()))"
     )
     flags = ("--runtime-env-json", json.dumps({"env_vars": {"RAY_SCHEDULER_EVENTS": "1"}}))

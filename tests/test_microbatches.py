@@ -7,9 +7,16 @@ import torch
 from tests.training.runs import config_of
 from vbd.config import TrainConfig
 from vbd.errors import InputError
-from vbd.training.microbatches import check_micro_batch, coarsest_norm_stride, halved, least_images, number_of_parts, sides
 from vbd.models import detector_of
 from vbd.records import Target
+from vbd.training.microbatches import (
+    check_micro_batch,
+    coarsest_norm_stride,
+    halved,
+    least_images,
+    number_of_parts,
+    sides,
+)
 from vbd.training.optimizer import train_mode
 
 EFFICIENTDET = TrainConfig(detector="efficientdet", variant="lite0", image_size=128)

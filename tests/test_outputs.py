@@ -12,9 +12,9 @@ import pytest
 from vbd import storage
 from vbd.drawing import png
 from vbd.errors import InputError
+from vbd.reports.page import render_page
 from vbd.storage.outputs import FOLDER_MARK, Kind, check_outputs
 from vbd.storage.ownership import OWNER
-from vbd.reports.page import render_page
 
 PAGE = render_page("title", [], synthetic=True).encode()
 PICTURE = png(np.zeros((8, 8), np.uint8))

@@ -15,9 +15,9 @@ import pytest
 
 from tests.nodes import ROOT
 from tests.owners import FAR, FAR_WHO, near, working_in, write_owner
-from vbd.storage import ownership
 from vbd import storage
 from vbd.errors import FullError, InputError, UnreachableError
+from vbd.storage import ownership
 from vbd.storage.ownership import OWNER, own
 
 

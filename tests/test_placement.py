@@ -13,10 +13,10 @@ import pytest
 from tests.nodes import ROOT, Job, Nodes
 from vbd.cluster import placement
 from vbd.cluster.nodes import Cluster, Node, NodeType, types_of
-from vbd.config import Device, RunOptions, SearchConfig
-from vbd.errors import InputError
 from vbd.cluster.placement import check_decoding, check_workers, rooms, selector_for, use_gpus
+from vbd.config import Device, RunOptions, SearchConfig
 from vbd.config.presets import preset_of
+from vbd.errors import InputError
 from vbd.search.tune.tuner import needs_of
 
 HEAD = Node({"node:__internal_head__": 1}, {"vbd-role": "head"})
@@ -230,7 +230,8 @@ def test_a_trial_that_no_node_can_hold_ends_the_job_in_one_line(labelled: Nodes,
 @pytest.mark.slow
 def test_so_do_other_versions_on_a_node(labelled: Nodes, phantom: Path, tmp_path: Path) -> None:
     pretend = (
-        "import runpy, sys, vbd.cluster.versions as v; real = v.installed; v.installed = lambda: real() | {'numpy': '1.26.0'}"
+        "import runpy, sys, vbd.cluster.versions as v; real = v.installed; "
+        "v.installed = lambda: real() | {'numpy': '1.26.0'}"
     )
     code = (
         f"{pretend}; sys.path.insert(0, '{ROOT}/jobs'); runpy.run_path('{ROOT}/jobs/prepare.py', run_name='__main__')"

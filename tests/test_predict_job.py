@@ -16,10 +16,10 @@ from tests.mistakes import mistake_of
 from tests.owners import working_in
 from vbd import storage
 from vbd.data.prepared import open_dataset
-from vbd.predict.request import name_checkpoints
 from vbd.errors import InputError
-from vbd.storage.ownership import OWNER
+from vbd.predict.request import name_checkpoints
 from vbd.records import detections_from_table
+from vbd.storage.ownership import OWNER
 from vbd.training.members import Member, write_members
 
 ROOT = Path(__file__).parent.parent

@@ -9,12 +9,12 @@ import pytest
 from tests.mistakes import mistake_of, refused
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions
-from vbd.storage.credentials import refuse_credentials
+from vbd.config.presets import preset_of
 from vbd.data.prepare.augmented import prepare_and_materialise
 from vbd.errors import InputError
-from vbd.config.presets import preset_of
 from vbd.search.run import run_search
 from vbd.search.space.settings import search_from
+from vbd.storage.credentials import refuse_credentials
 
 TUNE = ("search", "--data", "{data}", "--storage", "{here}/runs")
 EVALUATE = ("--predictions", "{here}/mine.csv", "--data", "{data}")

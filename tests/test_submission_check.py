@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vbd.records import Detections
-from vbd.submission.file import write_submission
 from vbd.submission.check import check_sheet, check_submission, read_sheet
+from vbd.submission.file import write_submission
 from vbd.submission.signs import find_equal_scores, find_resized, find_reversed_whole
 
 HEADER = "image_id,PredictionString\n"

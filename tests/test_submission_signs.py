@@ -7,8 +7,8 @@ import pytest
 
 from vbd.boxes import to_prepared
 from vbd.config import ResizeMode
-from vbd.submission.file import Line
 from vbd.submission.check import Sheet, sheet_of
+from vbd.submission.file import Line
 from vbd.submission.signs import (
     find_equal_scores,
     find_resized,

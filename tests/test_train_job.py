@@ -16,10 +16,11 @@ from vbd import storage
 from vbd.config import RunOptions
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.evaluation.average_precision import evaluate
-from vbd.training.checkpoint import load_tensors, read_info
+from vbd.models.weights import load_tensors
+from vbd.training.checkpoint import read_info
+from vbd.training.folds.plan import read_plan
 from vbd.training.loop import train
 from vbd.training.members import read_members
-from vbd.training.folds.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
 JOB = ROOT / "jobs" / "train.py"

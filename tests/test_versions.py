@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
+from vbd.cluster import tasks as prepare_tasks
 from vbd.cluster import versions
+from vbd.cluster.versions import VersionsError, check_versions, compare, installed
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.batches import on_ray as dataset_ray
-from vbd.cluster import tasks as prepare_tasks
-from vbd.predict import stages as predict_stages
 from vbd.errors import InputError
+from vbd.predict import stages as predict_stages
 from vbd.search.cost import measure as calibrate
 from vbd.search.tune import trial as tuning
 from vbd.training.folds import worker as run_worker
-from vbd.cluster.versions import VersionsError, check_versions, compare, installed
 
 WITH_OLD_NUMPY = installed() | {"numpy": "1.26.0"}
 

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_args, get_type_hints
 
-from vbd.cluster import ray_noise
 from vbd import storage
-from vbd.console import last_line as summary
-from vbd.config.checked import broken_rule, hints_of
+from vbd.cluster import ray_noise
 from vbd.cluster.connect import connect as connect
-from vbd.storage.credentials import refuse_credentials
+from vbd.config.checked import broken_rule, hints_of
+from vbd.console import last_line as summary
 from vbd.errors import InputError, input_error_within, interruption_within
+from vbd.storage.credentials import refuse_credentials
 
 # The type of a flag that names a file or folder. `main` passes the job an absolute path or a URI: processes of a cluster have
 # other working directories than the user's shell.

@@ -42,3 +42,8 @@ def input_error_within(error: BaseException | None) -> InputError | None:
         inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)  # of Ray, and of Ray Train
         error = inner if isinstance(inner, BaseException) else error.__cause__
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; the name of its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

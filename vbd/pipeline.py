@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from vbd import storage
 from vbd.commands import job_command
 from vbd.config import PrepareConfig, RunOptions, SearchConfig
+from vbd.console.last_line import tell
+from vbd.ensemble.summary import summary_of
 from vbd.errors import InputError
 from vbd.storage.outputs import Kind, check_outputs
 from vbd.storage.ownership import own
-from vbd.console.last_line import tell
 
 # The embedded dataset of the smoke preset: small enough for a laptop, large enough that detectors learn.
 SAMPLE_IMAGES = 1_500
@@ -68,7 +69,7 @@ def _run_stages(
     with _stage("ensemble"):
         result = build_ensemble(run, data, options=options)
     tell(submission=result.output)
-    print(result.summary)
+    print(summary_of(result))
     run, data = storage.shown(run), storage.shown(data)
     print(f"leaderboard  {storage.join(run, 'leaderboard.txt')}\ncheckpoints  {storage.join(run, 'best')}")
     print(f"reports      {job_command('report', '--run', run, '--data', data, '--output', 'report.html')}")

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.boxes import EMPTY, Boxes, as_boxes
-from vbd.config.checked import Count, Fields, PathBelow, Rule, SafeName, Score, Seconds, null_or_between
 from vbd.config import TrainConfig
+from vbd.config.checked import Count, Fields, PathBelow, Rule, SafeName, Score, Seconds, null_or_between
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vbd.config import POLICIES
 from vbd.data.batches.balance import (
     BatchSampler,
     batch_composition,
@@ -19,7 +20,6 @@ from vbd.data.batches.balance import (
     sample_indices,
     sampler_factors,
 )
-from vbd.config import POLICIES
 from vbd.errors import InputError
 
 # Of 100 images label 0 is in all, label 1 in 4, label 12 in 1.

@@ -13,8 +13,8 @@ import pytest
 
 from tests.data.test_dataset import CONFIG
 from vbd.data.batches import cache as dataset_cache
-from vbd.data.batches.make import Images, training_batches
 from vbd.data.batches.cache import cache_rows
+from vbd.data.batches.make import Images, training_batches
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 

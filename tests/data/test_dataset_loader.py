@@ -11,8 +11,8 @@ import torch
 
 from tests.data.test_dataset import CONFIG
 from vbd.data.batches import loader as dataset_loader
-from vbd.data.batches.make import training_batches
 from vbd.data.batches.loader import made_by_thread
+from vbd.data.batches.make import training_batches
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.records import Batch

@@ -13,8 +13,8 @@ import pytest
 
 from tests.data.test_dataset import CONFIG, assert_equal
 from vbd.data.batches import on_ray as dataset_ray
-from vbd.data.batches.make import training_batches
 from vbd.data.batches.cache import cache_rows
+from vbd.data.batches.make import training_batches
 from vbd.data.batches.on_ray import ray_batches
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError, StoreError

@@ -17,8 +17,8 @@ from vbd.augment.intensity import clahe
 from vbd.config import ImageFormat, PrepareConfig
 from vbd.data.images import headers as images_containers
 from vbd.data.images.duplicates import perceptual_hash
+from vbd.data.images.headers import ImageError
 from vbd.data.images.prepare import (
-    ImageError,
     compose,
     decode_image,
     encode_image,

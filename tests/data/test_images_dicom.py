@@ -33,7 +33,8 @@ from tests.data.films import (
     with_frame,
 )
 from vbd.config import PrepareConfig
-from vbd.data.images.prepare import ImageError, decode_image, prepare_image, read_gray
+from vbd.data.images.headers import ImageError
+from vbd.data.images.prepare import decode_image, prepare_image, read_gray
 
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, JPEG2000Lossless]
 BUNDLED = Path(pydicom.__file__).parent / "data" / "test_files"

@@ -6,9 +6,9 @@ import pytest
 
 from vbd.config import PrepareConfig
 from vbd.data.labelling.label import ImageFacts, heard_readers, label_images, wanted_images, write_labels
-from vbd.data.prepared import labels_table_schema
 from vbd.data.labelling.readers import COORDINATES
-from vbd.data.sources.read import Source
+from vbd.data.prepared import labels_table_schema
+from vbd.data.sources.tables import Source
 from vbd.errors import InputError
 
 CONFIG = PrepareConfig(image_size=100, num_folds=2)

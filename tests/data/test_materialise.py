@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 from tests.data.folders import hashes_of
 from vbd.augment.policies import apply_transform, draws_of
 from vbd.config import PrepareConfig
-from vbd.data.prepare import augmented as module
 from vbd.data.images.prepare import decode_image
+from vbd.data.prepare import augmented as module
 from vbd.data.prepare.augmented import Augmentation, materialise, prepare_and_materialise
 from vbd.data.prepared import open_dataset, read_rows
 from vbd.data.sources.read import read_source

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vbd.data.images.prepare import read_gray
-from vbd.data.phantom.write import write_phantom
 from vbd.data.phantom.files import encode_film
 from vbd.data.phantom.findings import draw_film
+from vbd.data.phantom.write import write_phantom
 from vbd.data.sources.read import read_source
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES, NO_FINDING

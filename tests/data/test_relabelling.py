@@ -13,8 +13,8 @@ from vbd.config import PrepareConfig, ReaderFusion
 from vbd.data.batches.make import BatchMaker, Images, describe_sampling, training_batches
 from vbd.data.batches.on_ray import ray_batches
 from vbd.data.labelling.label import label_images, write_labels
-from vbd.data.prepared import PreparedDataset, open_dataset, read_rows, read_truths
 from vbd.data.labelling.relabel import carried_fusions, read_labels, relabel
+from vbd.data.prepared import PreparedDataset, open_dataset, read_rows, read_truths
 from vbd.errors import InputError
 
 COLUMNS = ["image_id", "boxes", "labels", "readers"]

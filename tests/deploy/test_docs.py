@@ -49,7 +49,7 @@ def _jobs() -> list[str]:
 
 @pytest.mark.parametrize("command", _jobs())
 def test_a_job_has_such_flags(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vbd.console import main as cli
+    from vbd import cli
 
     words = shlex.split(command)[1:]
     given: list[object] = []

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = (ROOT / "docs" / "cluster.md").read_text().split("## On one machine")[1].split("\n## ")[0]
 # Run by a job that was submitted: what it is connected to, and what it says of it.
-JOB = "python -c 'from vbd.console.main import connect; connect()'"
+JOB = "python -c 'from vbd.cli import connect; connect()'"
 
 
 def _script(dashboard: int) -> str:

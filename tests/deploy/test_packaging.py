@@ -63,7 +63,13 @@ def _packed(folder: Path, *, with_gitignore: bool) -> set[str]:
 @pytest.mark.parametrize("with_gitignore", [True, False])
 def test_code_and_settings_travel_and_nothing_else_in_the_folder(tree: Path, with_gitignore: bool) -> None:
     ours = {str(path.relative_to(tree)) for name in FOLDERS for path in (tree / name).rglob("*") if path.is_file()}
-    assert {"vbd/data/phantom/write.py", "vbd/py.typed", "jobs/tune.py", "deploy/aws/head.json", "deploy/install.sh"} < ours
+    assert {
+        "vbd/data/phantom/write.py",
+        "vbd/py.typed",
+        "jobs/tune.py",
+        "deploy/aws/head.json",
+        "deploy/install.sh",
+    } < ours
     for name in STRANGERS:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("x")

@@ -12,11 +12,12 @@ from vbd import storage
 from vbd.config import RunOptions
 from vbd.ensemble import apply, build
 from vbd.ensemble.apply import ensemble_checkpoints, write_ensemble
-from vbd.ensemble.build import EnsembleResult, build_ensemble
+from vbd.ensemble.build import build_ensemble
 from vbd.ensemble.fit import Plan
-from vbd.predict.request import Request, images_of
-from vbd.predict.outputs import Extras, Found, write_extras
+from vbd.ensemble.result import EnsembleResult
 from vbd.errors import InputError
+from vbd.predict.outputs import Extras, Found, write_extras
+from vbd.predict.request import Request, images_of
 from vbd.records import detections_from_table, detections_to_table
 from vbd.training.members import write_members
 

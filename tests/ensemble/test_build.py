@@ -15,10 +15,12 @@ from vbd import storage
 from vbd.config import RunOptions
 from vbd.data.prepared import image_sizes, read_truths, sample_submission_ids
 from vbd.ensemble import build
-from vbd.ensemble.build import EnsembleResult, build_ensemble
+from vbd.ensemble.build import build_ensemble
+from vbd.ensemble.choose.select import Procedure
 from vbd.ensemble.fit import Fitted, Plan, fit_ensemble, plan_of
 from vbd.ensemble.recipe import read_recipe
-from vbd.ensemble.choose.select import Procedure
+from vbd.ensemble.result import EnsembleResult
+from vbd.ensemble.summary import summary_of
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections, detections_from_table, detections_to_table
@@ -161,7 +163,7 @@ def test_the_gate_that_was_asked_for_is_used(data, tmp_path, monkeypatch, gate) 
 def test_classifiers_alone_tell_normal_images(data, tmp_path, monkeypatch) -> None:
     result, _ = built(tmp_path / "run", data, CLASSIFIERS, monkeypatch)
     assert result.fitted.recipe.weights == {}
-    assert "no detector" in result.summary
+    assert "no detector" in summary_of(result)
     submitted = read_submission(result.output)
     assert len(submitted) == 40
     assert not any(len(found.boxes) for found in submitted)
@@ -174,7 +176,7 @@ def test_one_detector_alone_is_submitted_where_it_was_asked_for(data, tmp_path, 
     assert len(read_submission(output)) == 40
     assert storage.read_object(str(tmp_path / "run" / "ensemble.json"))["submission"] == "mine.csv"
     assert result.fitted.recipe.weights == {"yolox-1": 1.0}
-    assert "one detector: nothing to fuse" in result.summary
+    assert "one detector: nothing to fuse" in summary_of(result)
 
 
 def test_a_member_that_finds_nothing_is_reported(data, tmp_path, monkeypatch) -> None:
@@ -204,11 +206,11 @@ def test_members_that_are_not_needed_are_not_asked_where_the_truth_is_hidden(tmp
     result, asked = built(tmp_path / "run", data, members, monkeypatch)
     assert asked.asked == ["yolox-1"]
     assert result.test == {}
-    assert "test" not in result.summary.splitlines()[0]
+    assert "test" not in summary_of(result).splitlines()[0]
 
 
 def test_what_is_told_and_kept(good: EnsembleResult) -> None:
-    text, run = good.summary, str(Path(good.output).parent)
+    text, run = summary_of(good), str(Path(good.output).parent)
     for words in ("(synthetic data)", "yolox-1", "classifier-1", "P(no finding) from", "most unlike", "(checked)"):
         assert words in text
     assert text.count(": used") == 1

@@ -13,9 +13,9 @@ from vbd.ensemble.scores.calibrate import (
     fit_calibration,
     split_parts,
 )
-from vbd.fusion.detections import fuse_all
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
+from vbd.fusion.detections import fuse_all
 from vbd.records import Detections, Truth
 
 HIT, MISS = [0, 0, 10, 10], [50, 50, 60, 60]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vbd.config import checked
-from vbd.fusion.detections import FIELD_THRESHOLDS, METHODS, FusionOptions, fuse, fuse_all
 from vbd.errors import InputError
+from vbd.fusion.detections import FIELD_THRESHOLDS, METHODS, FusionOptions, fuse, fuse_all
 from vbd.fusion.wbf import CONFIDENCES
 from vbd.records import Detections
 

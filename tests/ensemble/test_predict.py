@@ -13,9 +13,9 @@ from vbd.data.batches.make import collate, training_batches
 from vbd.data.images.prepare import decode_image, encode_image
 from vbd.data.prepare.dataset import prepare
 from vbd.data.prepared import open_dataset
-from vbd.predict.request import Request, predict, write_predictions
-from vbd.predict.images import images_in_folder, images_of_part
 from vbd.errors import InputError
+from vbd.predict.images import images_in_folder, images_of_part
+from vbd.predict.request import Request, predict, write_predictions
 from vbd.records import Detections, Row, detections_from_table
 from vbd.training.checkpoint import read_info
 

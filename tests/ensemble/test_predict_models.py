@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tests.ensemble.checkpoints import write_random
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import open_dataset
+from vbd.errors import InputError
 from vbd.predict import models as predict_models
-from vbd.predict.request import parts_of
 from vbd.predict.images import decode_items, images_of_part
 from vbd.predict.models import Checkpoint, LoadedDetectors, View, open_checkpoint, views_of
-from vbd.errors import InputError
+from vbd.predict.request import parts_of
 from vbd.records import Detections, Prediction
 from vbd.training.checkpoint import CheckpointInfo
 from vbd.training.replay import detect_again

@@ -12,13 +12,13 @@ import pytest
 
 from vbd import storage
 from vbd.data.prepared import image_sizes, open_dataset
+from vbd.errors import InputError
 from vbd.predict.images import Item, images_in_folder, images_of_part
 from vbd.predict.outputs import Extras, Found, write_extras
 from vbd.predict.structured_report import structured_report
-from vbd.errors import InputError
-from vbd.storage.outputs import FOLDER_MARK
 from vbd.records import Detections, detections_to_table
 from vbd.reports.scores.read import read_predictions
+from vbd.storage.outputs import FOLDER_MARK
 
 BOXES = np.array([[20, 30, 60.25, 70], [80, 90, 100, 130]], np.float32)
 

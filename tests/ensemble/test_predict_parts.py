@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from vbd import storage
+from vbd.data.rejects import reject
+from vbd.errors import InputError
 from vbd.predict.parts import Output
 from vbd.predict.stages import FoundPart
-from vbd.errors import InputError
 from vbd.records import Detections, detections_from_table, detections_to_table
-from vbd.data.rejects import reject
 
 ONE: dict[str, Any] = {"folder": "/films", "checkpoints": {"detections": {"sha256": "a"}}, "augmentation": "none"}
 TWO: dict[str, Any] = ONE | {"checkpoints": {"a": {"sha256": "a"}, "b": {"sha256": "b"}}}

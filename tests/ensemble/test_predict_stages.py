@@ -10,10 +10,10 @@ import pytest
 from tests.ensemble.checkpoints import write_random
 from vbd.config import RunOptions
 from vbd.data.prepared import open_dataset
-from vbd.predict.request import Predictions, predict
-from vbd.predict.images import images_in_folder, images_of_part
-from vbd.predict.stages import Pool, plan_pools
 from vbd.errors import InputError
+from vbd.predict.images import images_in_folder, images_of_part
+from vbd.predict.request import Predictions, predict
+from vbd.predict.stages import Pool, plan_pools
 
 CPU = RunOptions(device="cpu")
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from tests.ensemble.members import detector
+from vbd.ensemble.choose.greedy import select_members
+from vbd.ensemble.choose.select import Procedure, choose, honest_gain
+from vbd.ensemble.choose.weight_search import search_weights
 from vbd.ensemble.scores.calibrate import split_parts
-from vbd.fusion.detections import fuse_all
-from vbd.ensemble.choose.select import Procedure, choose, honest_gain, search_weights, select_members
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
+from vbd.fusion.detections import fuse_all
 from vbd.records import Detections, Truth
 
 

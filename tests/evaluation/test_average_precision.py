@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.evaluation.images import found, random_images, renamed, tied_images, truth, with_boxes
 from tests.evaluation.reference import mean_known, pycocotools_precision, reference_scores
 from vbd.errors import InputError
-from vbd.evaluation.average_precision import average_precisions, evaluate, match
+from vbd.evaluation.average_precision import average_precisions, evaluate
+from vbd.evaluation.matching import match
 from vbd.labels import CLASS_NAMES, NO_FINDING_NAME
 
 CASES = sorted((Path(__file__).parents[1] / "cases").glob("voc_*.json"))

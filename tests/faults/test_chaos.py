@@ -13,9 +13,9 @@ from tests.data.folders import hashes_of
 from tests.nodes import Job, Node, Nodes
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions
+from vbd.config.presets import preset_of
 from vbd.data.prepare.dataset import prepare
 from vbd.pipeline import run_pipeline
-from vbd.config.presets import preset_of
 from vbd.search.kept.leaderboard import read_leaderboard
 from vbd.search.space.settings import search_from
 

@@ -11,8 +11,8 @@ from tests.faults.weights import are_equal, undisturbed_weights
 from tests.nodes import Nodes
 from vbd.config import PrepareConfig, RunOptions
 from vbd.data.prepare.dataset import prepare
+from vbd.models.weights import load_tensors
 from vbd.predict.request import Request, write_predictions
-from vbd.training.checkpoint import load_tensors
 
 pytestmark = pytest.mark.slow  # jobs on a cluster
 

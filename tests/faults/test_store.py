@@ -14,8 +14,8 @@ from tests.nodes import Job, Nodes, Proxy
 from vbd import storage
 from vbd.config import PrepareConfig, RunOptions
 from vbd.data.prepare.dataset import prepare
+from vbd.models.weights import load_tensors
 from vbd.predict.request import Request, write_predictions
-from vbd.training.checkpoint import load_tensors
 
 pytestmark = pytest.mark.slow  # jobs on a cluster
 

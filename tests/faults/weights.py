@@ -7,9 +7,9 @@ import torch
 
 from vbd.config import RunOptions
 from vbd.data.prepared import open_dataset
-from vbd.training.checkpoint import load_tensors
-from vbd.training.loop import train
+from vbd.models.weights import load_tensors
 from vbd.training.folds.plan import read_plan
+from vbd.training.loop import train
 
 
 def undisturbed_weights(data: str, output: str) -> dict[str, torch.Tensor]:

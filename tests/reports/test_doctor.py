@@ -16,8 +16,8 @@ from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.records import Detections, Truth
 from vbd.submission.examine import KINDS, Examination, examine
-from vbd.submission.mend import Case, mend
 from vbd.submission.file import read_submission, write_submission
+from vbd.submission.mend import Case, mend
 
 HEADER = "image_id,PredictionString"
 Values = np.ndarray  # (n, 6) of a row, class 14 last

@@ -13,11 +13,12 @@ from tests.ensemble.kept import FakePredict, good_members, write_dataset, write_
 from tests.reports.reading import figures, loads, tables
 from vbd.config import RunOptions
 from vbd.ensemble import build
-from vbd.ensemble.build import EnsembleResult, build_ensemble
+from vbd.ensemble.build import build_ensemble
 from vbd.ensemble.fit import Plan
+from vbd.ensemble.result import EnsembleResult
 from vbd.records import Detections, Truth
-from vbd.reports.ensemble.page import write_ensemble_page
 from vbd.reports.ensemble.measure import cases_of, measure
+from vbd.reports.ensemble.page import write_ensemble_page
 from vbd.reports.page import Table
 from vbd.reports.search.tables import ensemble
 

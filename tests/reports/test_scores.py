@@ -7,11 +7,12 @@ import pytest
 from tests.reports.conftest import BIG, CARDIOMEGALY, write_dataset
 from tests.reports.predictions import BIG_ONES, NOTHING, TEST_PART, found, kept, parquet, row_of, submission
 from vbd import storage
+from vbd.data.parts import parse_part
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
+from vbd.reports.scores.score import score_predictions
 from vbd.submission.examine import examine
-from vbd.reports.scores.score import parse_part, score_predictions
 
 GOOD_ROWS = ("t,3 0.9 40 20 200 100 1 0.5 0 0 20 20 14 0.1 0 0 1 1", "u,14 0.8 0 0 1 1")
 

@@ -8,9 +8,9 @@ import numpy as np
 from tests.reports.searches import BASES, STARTED, history_of, search_of, trial_of
 from vbd.records import Trial
 from vbd.reports.page import Plot, Section
+from vbd.reports.search.fanova import MIN_TRIALS
 from vbd.reports.search.figures import families
 from vbd.reports.search.importance import importance
-from vbd.reports.search.fanova import MIN_TRIALS
 
 YOLOX = BASES[0]
 

@@ -7,13 +7,13 @@ import pytest
 from tests.reports.searches import BASES, STARTED, history_of, search_of, trial_of
 from vbd import storage
 from vbd.config import TrainConfig
-from vbd.ensemble.scores.calibrate import Calibration
-from vbd.ensemble.scores.curves import Curve
-from vbd.fusion.detections import FusionOptions
 from vbd.ensemble.normal.gates import Gate
 from vbd.ensemble.normal.no_finding import NoFinding
 from vbd.ensemble.recipe import SCHEMA, Recipe
+from vbd.ensemble.scores.calibrate import Calibration
+from vbd.ensemble.scores.curves import Curve
 from vbd.errors import InputError
+from vbd.fusion.detections import FusionOptions
 from vbd.records import Trial
 from vbd.reports.page import Section, Table
 from vbd.reports.search.tables import ensemble, leaderboard, states

@@ -171,7 +171,8 @@ def search_with_faults() -> None:
     """The search that the environment tells of."""
     import ray
 
-    from vbd.console.main import _terminate, connect
+    from vbd.cli import _terminate
+    from vbd.cluster.connect import connect
     from vbd.search.run import run_search
 
     spec = json.loads(os.environ[_SPEC])
@@ -284,6 +285,6 @@ def _count(folder: Path, fault: Fault) -> bool:
 
 
 if __name__ == "__main__":
-    from vbd.console.main import main
+    from vbd.cli import main
 
     main(search_with_faults)

@@ -7,14 +7,14 @@ import pytest
 
 from tests.search.histories import reports, trial_of
 from vbd.cluster.nodes import Cluster, Node, NodeType
+from vbd.cluster.versions import VersionsError
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError
-from vbd.search.cost.measure import calibrate, close_forecast, devices_at_most, devices_of, measure, prepare_forecast
 from vbd.search.cost.forecast import Devices, read_record, write_record
+from vbd.search.cost.measure import calibrate, close_forecast, devices_at_most, devices_of, measure, prepare_forecast
 from vbd.search.cost.rates import Rate, combination_of, no_rate
-from vbd.search.tune.trial import Workers
+from vbd.search.tune.handed_over import Workers
 from vbd.training.loop import TrainingRun
-from vbd.cluster.versions import VersionsError
 
 CPU = RunOptions(device="cpu")
 ONE_CPU, TWO_CPUS = (Workers(1, cpus, 0.0, max_failures=0) for cpus in (1.0, 2.0))

@@ -14,9 +14,10 @@ from vbd.data.prepared import PreparedDataset
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
 from vbd.search.cost.forecast import Devices, forecast
-from vbd.search.propose.build import Proposal, Proposer, build_proposer
 from vbd.search.cost.rates import Rate, combination_of
 from vbd.search.kept.trial import ENDED, trial_id_of
+from vbd.search.propose.build import build_proposer
+from vbd.search.propose.proposal import Proposal, Proposer
 
 Kind = tuple[str, str]  # searcher, scheduler
 RANDOM, OPTUNA = ("random", "halving"), ("optuna", "halving")

@@ -20,17 +20,17 @@ import torch
 from tests.nodes import ROOT, Proxy
 from tests.search.faulty_searches import SEARCH, Fault, FaultySearch
 from vbd import storage
-from vbd.console.main import main
+from vbd.cli import main
 from vbd.config import RunOptions
+from vbd.config.presets import preset_of
 from vbd.data.prepared import open_dataset
 from vbd.models.weights import load_tensors
-from vbd.config.presets import preset_of
 from vbd.records import Trial
 from vbd.search.kept.leaderboard import read_leaderboard
-from vbd.search.run import run_search
-from vbd.search.space.settings import search_from
-from vbd.search.space.draws import draw_configs
 from vbd.search.kept.trial import read_trials
+from vbd.search.run import run_search
+from vbd.search.space.draws import draw_configs
+from vbd.search.space.settings import search_from
 
 pytestmark = pytest.mark.slow  # each start of a search is one of Ray, too
 

@@ -11,8 +11,8 @@ from vbd.config import TrainConfig, config_hash
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.stop.halving import Rungs, milestones
 from vbd.search.kept.trial import trial_id_of
+from vbd.search.stop.halving import Rungs, milestones
 
 
 def _rungs(reduction: int = 3) -> Rungs:

@@ -14,9 +14,10 @@ from vbd.config import TrainConfig, config_hash
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
-from vbd.search.watch import mlflow as loggers
-from vbd.search.propose.build import Listed, Proposal
 from vbd.search.kept.trial import TrialFolder, trial_id_of
+from vbd.search.propose.listed import Listed
+from vbd.search.propose.proposal import Proposal
+from vbd.search.watch import mlflow as loggers
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,8 @@ def _train(drawn: dict[str, Any], *, run: str, data: str, scratch: str) -> None:
     """Reports as a trial does, of checkpoints that hold no weights."""
     from ray import tune
 
-    from vbd.search.tune.trial import Keeping, proposal_of
+    from vbd.search.tune.handed_over import proposal_of
+    from vbd.search.tune.report import Keeping
 
     proposal, number = proposal_of(drawn)
     folder = TrialFolder(run, trial_id_of(proposal.config))
@@ -281,8 +283,9 @@ def searched(prepared: str, store: str, tmp_path: Path) -> tuple[Path, list[Trai
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
+    from vbd.search.tune.handed_over import Workers
+    from vbd.search.tune.searcher import ProposalSearcher
     from vbd.search.tune.tuner import Watch, build_tuner
-    from vbd.search.tune.trial import ProposalSearcher, Workers
 
     configs, run = [config_of(1), config_of(2, policy="B")], tmp_path / "run"
     searcher = ProposalSearcher(Listed(configs), str(run), [], lambda trial: None)

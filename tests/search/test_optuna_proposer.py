@@ -8,11 +8,11 @@ from optuna.trial import TrialState
 
 from vbd.config import Candidate, SearchConfig, TrainConfig, config_hash
 from vbd.records import Trial
-from vbd.search.propose.tpe import OptunaProposer
-from vbd.search.propose.build import Proposer
-from vbd.search.space.draws import spaces_of
 from vbd.search.kept.trial import trial_id_of
+from vbd.search.propose.proposal import Proposer
+from vbd.search.propose.tpe import OptunaProposer
 from vbd.search.propose.warm_start import Hint, WarmStart
+from vbd.search.space.draws import spaces_of
 
 RETINA = TrainConfig(detector="retinanet", variant="resnet18", steps=400)
 SPACES = spaces_of(

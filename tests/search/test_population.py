@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from vbd.config import Candidate, SearchConfig, TrainConfig, check_train_config, config_hash
+from vbd.config.phases import rate_at, strength_at, until
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
-from vbd.config.phases import rate_at, strength_at, until
+from vbd.hashing import stable_hash
 from vbd.records import Trial
+from vbd.search.kept.trial import trial_id_of
 from vbd.search.propose.population import (
     Population,
     describe_population,
@@ -21,9 +23,7 @@ from vbd.search.propose.population import (
     replaced_of,
     schedule_of,
 )
-from vbd.search.propose.build import Proposal
-from vbd.search.kept.trial import trial_id_of
-from vbd.storage import stable_hash
+from vbd.search.propose.proposal import Proposal
 
 YOLOX = Candidate(
     TrainConfig(steps=60, report_every=10, policy="E"),

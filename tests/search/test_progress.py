@@ -16,13 +16,13 @@ from rich.console import Console
 from tests.search.histories import reports, trial_of
 from tests.search.trials import RCNN, FakeTrials, config_of
 from vbd.config import SearchConfig, TrainConfig
-from vbd.search.watch import progress as module
 from vbd.search.cost.forecast import Devices
-from vbd.search.watch.live_table import LiveTable, shown
-from vbd.search.watch.progress import Plan, SearchProgress, in_brief
-from vbd.search.propose.build import Proposal
 from vbd.search.cost.rates import Rate, combination_of
 from vbd.search.kept.trial import trial_id_of
+from vbd.search.propose.proposal import Proposal
+from vbd.search.watch import progress as module
+from vbd.search.watch.live_table import LiveTable, shown
+from vbd.search.watch.progress import Plan, SearchProgress, in_brief
 
 FIFO = SearchConfig(preset="mine", candidates=(), scheduler="fifo")
 RATE = Rate(step=90.0, validation=0.0, start=0.0)  # forty steps take an hour

@@ -12,9 +12,9 @@ import pytest
 from tests.search.trials import checkpoint_of, config_of, ended_trial
 from vbd import storage
 from vbd.config import config_hash
+from vbd.config.phases import with_phase
 from vbd.data.prepared import open_dataset
 from vbd.errors import StoreError
-from vbd.config.phases import with_phase
 from vbd.records import Trial
 from vbd.search.kept.proof import TruthsOfFold, agree, prove, truths_of_fold
 from vbd.search.kept.trial import TrialFolder, trial_id_of

@@ -10,11 +10,13 @@ from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.search.kept.leaderboard import Leaderboard, ranked, write_leaderboard
-from vbd.search.propose.tpe import OptunaProposer
-from vbd.search.propose.population import Population
-from vbd.search.propose.build import Listed, Proposal, Proposer, build_proposer
-from vbd.search.space.draws import draw_configs
 from vbd.search.kept.trial import trial_id_of
+from vbd.search.propose.build import build_proposer
+from vbd.search.propose.listed import Listed
+from vbd.search.propose.population import Population
+from vbd.search.propose.proposal import Proposal, Proposer
+from vbd.search.propose.tpe import OptunaProposer
+from vbd.search.space.draws import draw_configs
 
 RETINA = TrainConfig(detector="retinanet", variant="resnet18")
 SEARCH = SearchConfig(

@@ -4,8 +4,7 @@ import math
 import pytest
 
 from tests.search.histories import reports, trial_of
-from vbd.config import checked
-from vbd.config import TrainConfig
+from vbd.config import TrainConfig, checked
 from vbd.errors import InputError
 from vbd.search.cost.rates import (
     Combination,

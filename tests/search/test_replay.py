@@ -15,9 +15,9 @@ import torch
 
 from vbd import storage
 from vbd.config import RunOptions, TrainConfig
+from vbd.config.phases import with_phase
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError
-from vbd.config.phases import with_phase
 from vbd.records import Trial
 from vbd.search.kept.keep import keep_best
 from vbd.search.kept.leaderboard import Leaderboard, ranked, write_leaderboard

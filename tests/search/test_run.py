@@ -17,12 +17,13 @@ from vbd.records import Trial
 from vbd.search.cost.forecast import read_record
 from vbd.search.kept.keep import Keeper
 from vbd.search.kept.leaderboard import read_leaderboard
-from vbd.search.propose.build import Listed
+from vbd.search.kept.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.propose.listed import Listed
 from vbd.search.run import run_search
 from vbd.search.stop.schedule import build_scheduler
-from vbd.search.kept.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.tune.handed_over import Workers, proposal_of
+from vbd.search.tune.searcher import ProposalSearcher
 from vbd.search.tune.tuner import Watch, build_tuner, needs_of
-from vbd.search.tune.trial import ProposalSearcher, Workers, proposal_of
 from vbd.training.checkpoint import read_info
 
 TINY = TrainConfig(

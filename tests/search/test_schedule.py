@@ -8,8 +8,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from vbd.config import Candidate, SearchConfig, TrainConfig, config_hash
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.stop.schedule import PerFamilyHalving, build_scheduler
 from vbd.search.kept.trial import trial_id_of
+from vbd.search.stop.schedule import PerFamilyHalving, build_scheduler
 
 YOLOX = TrainConfig(steps=100)
 EFFICIENTDET = TrainConfig(detector="efficientdet", variant="d0", steps=100)

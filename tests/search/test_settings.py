@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from vbd.config import ANCHORED, POLICIES, Candidate, RunOptions, SearchConfig, TrainConfig
-from vbd.errors import InputError
 from vbd.config.presets import Preset, preset_of
+from vbd.errors import InputError
 from vbd.search.space.settings import options_from, search_from
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tests.search.histories import reports, trial_of
 from vbd.config import VARIANTS, Family, SearchConfig, TrainConfig
 from vbd.search.cost.forecast import Devices, forecast
-from vbd.search.stop.halving import RungsOfAll
 from vbd.search.cost.rates import Rate, combination_of
 from vbd.search.cost.simulation import Rest, simulated
 from vbd.search.kept.trial import trial_id_of
+from vbd.search.stop.halving import RungsOfAll
 
 FAMILIES: tuple[Family, ...] = ("yolox", "efficientdet", "faster_rcnn", "retinanet")
 EVERY, VALIDATION, START = 10, 2.0, 5.0

@@ -8,8 +8,8 @@ import pytest
 
 from tests.search.datasets import labels_alone
 from vbd.config import Candidate, RunOptions, SearchConfig, TrainConfig, config_hash
-from vbd.errors import InputError
 from vbd.config.presets import smoke, study
+from vbd.errors import InputError
 from vbd.search.space.draws import check_micro_batches, describe, draw_configs, random_draws, spaces_of
 
 SEARCH = SearchConfig(

@@ -17,13 +17,14 @@ from vbd.cluster.nodes import Cluster, Node, NodeType
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.errors import InputError, StoreError
 from vbd.records import Trial
-from vbd.search.tune import trial as tuning
-from vbd.search.tune.outage import fit
-from vbd.search.propose.build import Listed
-from vbd.search.run import _stop_on_sigterm
 from vbd.search.kept.trial import TrialFolder, read_trials, trial_id_of
+from vbd.search.propose.listed import Listed
+from vbd.search.run import _stop_on_sigterm
+from vbd.search.tune import trial as tuning
+from vbd.search.tune.handed_over import Workers
+from vbd.search.tune.outage import fit
+from vbd.search.tune.searcher import ProposalSearcher
 from vbd.search.tune.tuner import Watch, ahead_of
-from vbd.search.tune.trial import ProposalSearcher, Workers
 
 CONFIG = TrainConfig()
 

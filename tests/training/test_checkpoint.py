@@ -15,10 +15,10 @@ from tests.training.runs import CPU, Reports, config_of
 from vbd import storage
 from vbd.config import config_hash
 from vbd.data.prepared import open_dataset
-from vbd.predict.models import open_checkpoint
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
 from vbd.models import detector_of
+from vbd.predict.models import open_checkpoint
 from vbd.training import checkpoint
 from vbd.training.checkpoint import load_detector, read_info, read_part, whole_checkpoints, write_checkpoint
 from vbd.training.loop import train

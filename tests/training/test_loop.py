@@ -18,10 +18,10 @@ from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.models import build_detector
-from vbd.models.weights import FirstWeights
+from vbd.models.weights import FirstWeights, load_tensors
 from vbd.models.yolox import YOLOX
 from vbd.records import detections_from_table
-from vbd.training.checkpoint import load_detector, load_tensors, read_info
+from vbd.training.checkpoint import load_detector, read_info
 from vbd.training.loop import Ranks, TrainingError, train
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,9 @@ import torch
 from tests.training.runs import CPU, Reports, assert_same, batch_of, config_of, new_run
 from vbd.config import TrainConfig
 from vbd.data.prepared import open_dataset
+from vbd.models.weights import load_tensors
 from vbd.models.yolox import YOLOX
-from vbd.training.checkpoint import load_tensors, read_info
+from vbd.training.checkpoint import read_info
 from vbd.training.loop import Ranks, TrainingError, TrainingRun, train
 from vbd.training.memory import MemoryShort, is_memory_error, peak_memory_mb
 from vbd.training.parts import side_at

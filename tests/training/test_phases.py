@@ -11,10 +11,10 @@ import pytest
 
 from tests.training.runs import CPU, Reports, assert_same, config_of
 from vbd.config import TrainConfig
+from vbd.config.phases import with_phase
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
-from vbd.config.phases import with_phase
-from vbd.training.checkpoint import load_tensors
+from vbd.models.weights import load_tensors
 from vbd.training.loop import train
 from vbd.training.meter import Meter
 from vbd.training.optimizer import learning_rate_at

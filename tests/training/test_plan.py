@@ -8,7 +8,6 @@ from vbd import storage
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
-from vbd.training.members import Member, write_members
 from vbd.training.folds.plan import (
     TrainingPlan,
     claim_output,
@@ -18,6 +17,7 @@ from vbd.training.folds.plan import (
     parse_workers,
     read_plan,
 )
+from vbd.training.members import Member, write_members
 from vbd.training.settings import Settings, parse_settings
 
 CPU = RunOptions(device="cpu")

@@ -14,9 +14,9 @@ from vbd.config import RunOptions, TrainConfig
 from vbd.data.batches.make import training_batches
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
+from vbd.models.weights import load_tensors
 from vbd.records import Batch
 from vbd.training import loop
-from vbd.training.checkpoint import load_tensors
 from vbd.training.loop import TrainingError, train
 from vbd.training.precision import autocast, choose_device, gradient_scaler, telling
 

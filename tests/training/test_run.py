@@ -14,17 +14,19 @@ import pytest
 import torch
 
 from vbd import storage
+from vbd.cluster.placement import check_workers
 from vbd.config import RunOptions, TrainConfig
 from vbd.data.prepared import open_dataset, read_truths
 from vbd.errors import FullError, InputError, UnreachableError
 from vbd.evaluation.average_precision import evaluate
-from vbd.cluster.placement import check_workers
+from vbd.models.weights import load_tensors
+from vbd.training.checkpoint import read_info
 from vbd.training.folds import worker as run_worker
-from vbd.training.checkpoint import load_tensors, read_info
-from vbd.training.loop import MemoryShort, train
-from vbd.training.members import read_members
 from vbd.training.folds.plan import TrainingPlan
 from vbd.training.folds.run import _make_ready, train_plan
+from vbd.training.loop import train
+from vbd.training.members import read_members
+from vbd.training.memory import MemoryShort
 
 # How often Ray Train looks at its workers; read when Ray starts.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Iterator
 
 from vbd.cluster import ray_noise, versions
-from vbd.commands import submit_command
 from vbd.cluster.own_ray import check_own_ray
+from vbd.commands import submit_command
 from vbd.errors import InputError
 
 # Read by Ray when it starts, here and in every worker.
@@ -24,7 +24,7 @@ _RAY_SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",
-    "RAY_SCHEDULER_EVENTS": "0",  # the autoscaler's, one a second for each trial that waits; `vbd.cluster.placement` tells it in brief
+    "RAY_SCHEDULER_EVENTS": "0",  # the autoscaler's, one a second for each trial that waits; our own line is shorter
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # unreadable in job logs; our own lines say more
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",

@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vbd.errors import InputError
 from vbd.cluster.placement import check_decoding, remote_args, told_while_waiting
-from vbd.console.progress import Progress
-from vbd.console.last_line import tell
 from vbd.cluster.versions import check_versions
+from vbd.console.last_line import tell
+from vbd.console.progress import Progress
+from vbd.errors import InputError
 
 if TYPE_CHECKING:
     import ray.data

@@ -33,7 +33,7 @@ def installed() -> dict[str, str]:
 
 @functools.cache
 def check_versions() -> None:
-    """Raises VersionsError when this node has another version of a package than the driver that `vbd.console.main.connect` ran in.
+    """Raises VersionsError when this node has another version of a package than the driver.
 
     For the entry points of workers; a process does it once.
     """

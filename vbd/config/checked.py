@@ -1,8 +1,8 @@
 """The one reader of vbd's own JSON files, and the rules that values must follow.
 
 A dataclass describes what a file holds: the type of each field, and beside it a rule, such as `Annotated[int, between(1, 1024)]`.
-The same rules hold for flags (`vbd.console.main`) and settings. A value that breaks one raises an InputError of one line that names the
-file or flag, the field, the value and what is wanted.
+The same rules hold for flags (`vbd.cli`) and settings. A value that breaks one raises an InputError of one line that
+names the file or flag, the field, the value and what is wanted.
 """
 
 import functools

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.config import checked
 from vbd import storage
 from vbd.boxes import EMPTY, Boxes, areas, as_boxes, xyxy_to_xywh
+from vbd.config import checked
 from vbd.config.checked import Count, Number, SafeName, Size, between
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES, NUM_FINDINGS

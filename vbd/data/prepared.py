@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from vbd.config import checked
 from vbd import storage
 from vbd.boxes import to_original
-from vbd.config.checked import Count, Fields, Rule, SafeName
 from vbd.commands import job_command
-from vbd.config import PrepareConfig
+from vbd.config import PrepareConfig, checked
+from vbd.config.checked import Count, Fields, Rule, SafeName
 from vbd.data.coco import from_coco, read_coco
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES

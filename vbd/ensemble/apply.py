@@ -5,10 +5,10 @@ from typing import Any
 
 from vbd import storage
 from vbd.detections import read_detections
-from vbd.predict.request import Request, name_checkpoints, write_predictions
-from vbd.predict.outputs import Found
 from vbd.ensemble.recipe import FILE, Recipe, make_again, read_recipe
 from vbd.errors import InputError
+from vbd.predict.outputs import Found
+from vbd.predict.request import Request, name_checkpoints, write_predictions
 from vbd.records import Detections, detections_to_table
 
 NAME = "ensemble"

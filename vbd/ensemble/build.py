@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,55 +10,23 @@ import numpy as np
 from vbd import storage
 from vbd.config import Family, RunOptions, finds_boxes
 from vbd.data.prepared import PreparedDataset, image_sizes, open_dataset, read_truths, sample_submission_ids
-from vbd.ensemble.choose.diversity import Diversity, diversity
-from vbd.ensemble.fit import Fitted, Plan, fit_ensemble
-from vbd.fusion.detections import fuse_all
+from vbd.ensemble.choose.diversity import diversity
+from vbd.ensemble.fit import Plan, fit_ensemble
 from vbd.ensemble.normal.no_finding import mean_logits
-from vbd.predict.request import images_of_part, predict
 from vbd.ensemble.recipe import FILE, SCHEMA
-from vbd.ensemble.summary import count_of, summary_of
+from vbd.ensemble.result import ENSEMBLE, EnsembleResult
+from vbd.ensemble.summary import count_of
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores, evaluate
-from vbd.storage.ownership import own
+from vbd.fusion.detections import fuse_all
+from vbd.predict.images import images_of_part
+from vbd.predict.request import predict
 from vbd.records import Detections, Truth, detections_to_table, finds_nothing
-from vbd.submission.file import write_submission
+from vbd.storage.ownership import own
 from vbd.submission.check import check_submission
+from vbd.submission.file import write_submission
 from vbd.training.checkpoint import family_of
 from vbd.training.members import Member, members_folder, read_members
-
-ENSEMBLE = "ensemble"
-
-
-@dataclass(frozen=True)
-class EnsembleResult:
-    """Where the submission is, how it was made, and what each member is worth."""
-
-    output: str
-    dataset: PreparedDataset
-    families: dict[str, Family]  # of each member
-    found: dict[str, list[Detections]]  # of each member, raw, on the images that none was trained on
-    truths: list[Truth]  # of these images
-    fitted: Fitted
-    singles: dict[str, Scores]  # of each member on these images
-    out_of_fold: Scores  # of the ensemble on them, each told by a recipe made without it
-    diversity: Diversity  # of the detectors
-    test: dict[str, Scores]  # of every member and the ensemble; empty when the truth of the test part is not known
-    detections: list[Detections]  # what was submitted
-
-    @property
-    def detectors(self) -> list[str]:
-        """The members that find boxes."""
-        return [name for name, family in self.families.items() if finds_boxes(family)]
-
-    @property
-    def classifiers(self) -> list[str]:
-        """The members that tell normal images."""
-        return [name for name, family in self.families.items() if not finds_boxes(family)]
-
-    @property
-    def summary(self) -> str:
-        """A text for people."""
-        return summary_of(self)
 
 
 def build_ensemble(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.fusion.detections import FusionOptions
+from vbd.ensemble.choose.select import Choice, HonestGain, Procedure, choose, held_out_parts, honest_gain, members_on
 from vbd.ensemble.normal.gates import Gate, GatedScore, GateFlag, Kind, Split, Worth, choose_kind, measure_gates
 from vbd.ensemble.normal.no_finding import (
     Evidence,
@@ -25,8 +25,8 @@ from vbd.ensemble.normal.no_finding import (
     score_probabilities,
 )
 from vbd.ensemble.recipe import Recipe
-from vbd.ensemble.choose.select import Choice, HonestGain, Procedure, choose, held_out_parts, honest_gain, members_on
 from vbd.errors import InputError
+from vbd.fusion.detections import FusionOptions
 from vbd.records import Detections, Truth
 
 PARTS = 2

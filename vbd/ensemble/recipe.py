@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from vbd.config import checked
 from vbd import storage
-from vbd.config.checked import NanForNull, SafeName, Score, between
 from vbd.commands import job_command
-from vbd.ensemble.scores.calibrate import Calibration
-from vbd.fusion.detections import FusionOptions, fuse_all
+from vbd.config import checked
+from vbd.config.checked import NanForNull, SafeName, Score, between
 from vbd.ensemble.normal.gates import Gate
 from vbd.ensemble.normal.no_finding import Evidence, NoFinding, mean_logits
+from vbd.ensemble.scores.calibrate import Calibration
 from vbd.errors import InputError
+from vbd.fusion.detections import FusionOptions, fuse_all
 from vbd.records import Detections
 
 SCHEMA = 2

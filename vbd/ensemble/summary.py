@@ -1,15 +1,12 @@
 """What an ensemble is and what it is worth, in lines of a terminal."""
 
 import math
-from typing import TYPE_CHECKING
 
+from vbd.ensemble.result import EnsembleResult
 from vbd.evaluation.average_precision import Scores
 from vbd.evaluation.intervals import Interval
 from vbd.labels import NO_FINDING_NAME
 from vbd.storage import shown
-
-if TYPE_CHECKING:
-    from vbd.ensemble.build import EnsembleResult
 
 VERDICTS = {
     "ensemble": "the ensemble is better",
@@ -25,7 +22,7 @@ GATES = {
 }
 
 
-def summary_of(result: "EnsembleResult") -> str:
+def summary_of(result: EnsembleResult) -> str:
     """The table of members, and a line for each part of the recipe."""
     lines = [
         *_detector_lines(result),
@@ -59,7 +56,7 @@ def interval_text(interval: Interval) -> str:
     return f"{interval.estimate:+.4f} (95 % interval {interval.low:+.4f} to {interval.high:+.4f})"
 
 
-def _detector_lines(result: "EnsembleResult") -> list[str]:
+def _detector_lines(result: EnsembleResult) -> list[str]:
     if not result.detectors:
         return []
     title = "map_40_findings" + (" (synthetic data)" if result.dataset.synthetic else "")
@@ -74,7 +71,7 @@ def _detector_lines(result: "EnsembleResult") -> list[str]:
     return lines
 
 
-def _classifier_lines(result: "EnsembleResult") -> list[str]:
+def _classifier_lines(result: EnsembleResult) -> list[str]:
     if not result.classifiers:
         return []
     title = "average precision of No finding"
@@ -90,7 +87,7 @@ def _classifier_lines(result: "EnsembleResult") -> list[str]:
     return lines
 
 
-def _gain_lines(result: "EnsembleResult") -> list[str]:
+def _gain_lines(result: EnsembleResult) -> list[str]:
     gain = result.fitted.gain
     if gain is None:
         return ["there is no detector: the submission tells normal images alone"]
@@ -103,7 +100,7 @@ def _gain_lines(result: "EnsembleResult") -> list[str]:
     ]
 
 
-def _diversity_lines(result: "EnsembleResult") -> list[str]:
+def _diversity_lines(result: EnsembleResult) -> list[str]:
     pairs = [pair for pair in result.diversity.pairs if pair.neither < 1]
     if not pairs:
         return []
@@ -116,7 +113,7 @@ def _diversity_lines(result: "EnsembleResult") -> list[str]:
     ]
 
 
-def _no_finding_lines(result: "EnsembleResult") -> list[str]:
+def _no_finding_lines(result: EnsembleResult) -> list[str]:
     fitted = result.fitted
     chosen = fitted.recipe.no_finding.source
     told = [
@@ -127,7 +124,7 @@ def _no_finding_lines(result: "EnsembleResult") -> list[str]:
     return [f"P(no finding) from {'; '.join(told)}"]
 
 
-def _gate_lines(result: "EnsembleResult") -> list[str]:
+def _gate_lines(result: EnsembleResult) -> list[str]:
     chosen = result.fitted.recipe.gate
     lines = []
     for kind, worth in result.fitted.gates.items():

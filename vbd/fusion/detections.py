@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from vbd.config.checked import Share, between
 from vbd.errors import InputError
+from vbd.fusion.other_rules import non_maximum_weighted, soft_suppression, suppression
 from vbd.fusion.wbf import CONFIDENCES, Confidence, Fused, weighted_box_fusion
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections
-from vbd.fusion.other_rules import non_maximum_weighted, soft_suppression, suppression
 
 Method = Literal["wbf", "nmw", "nms", "soft_nms", "soft_nms_gaussian"]
 METHODS: tuple[Method, ...] = get_args(Method)

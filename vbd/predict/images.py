@@ -12,9 +12,9 @@ from vbd import storage
 from vbd.config import PrepareConfig
 from vbd.data.images.prepare import decode_image, prepare_image, resize_square, suffix_of
 from vbd.data.prepared import Part, PreparedDataset, image_sizes
+from vbd.data.rejects import Reject, reject
 from vbd.data.sources.tables import IMAGE_SUFFIXES
 from vbd.errors import InputError, StoreError
-from vbd.data.rejects import Reject, reject
 
 # An image to look at: `image_id`, `path`, the original's `height` and `width`, `channels` and `resize` of the dataset. Raw files
 # have zeros and empty texts there; `size` and `mtime_ns` tell whether one was replaced since.

@@ -13,9 +13,9 @@ from vbd.boxes import hflip
 from vbd.config import PrepareConfig, RunOptions, size_multiple
 from vbd.data.images.prepare import resize_square
 from vbd.data.prepared import to_detections
+from vbd.errors import InputError
 from vbd.fusion.detections import fuse
 from vbd.predict.images import Item, Pixels
-from vbd.errors import InputError
 from vbd.records import Detections, Prediction
 from vbd.training.checkpoint import CheckpointInfo, load_detector, read_info, read_weights
 from vbd.training.memory import free_memory, is_memory_error

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from vbd import storage
 from vbd.boxes import EMPTY, to_prepared, xyxy_to_xywh
+from vbd.cluster.tasks import Task, run_tasks
 from vbd.data.coco import read_coco
 from vbd.data.images.prepare import decode_image, read_gray
-from vbd.cluster.tasks import Task, run_tasks
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.drawing import LAYER_COLOURS, Layer, draw, png
-from vbd.predict.images import Item, is_raw, read_item
-from vbd.predict.structured_report import structured_report
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
-from vbd.storage.outputs import FOLDER_MARK, Kind
+from vbd.predict.images import Item, is_raw, read_item
+from vbd.predict.structured_report import structured_report
 from vbd.records import Detections, detections_from_table
+from vbd.storage.outputs import FOLDER_MARK, Kind
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vbd.config import checked
-from vbd.storage import deletion
 from vbd import storage
+from vbd.config import checked
 from vbd.config.checked import Count, Rule, SafeName
 from vbd.config.difference import first_difference
+from vbd.data.rejects import REJECT_COLUMNS, Reject
+from vbd.errors import InputError
 from vbd.predict.images import Item
 from vbd.predict.stages import FoundPart
-from vbd.errors import InputError
+from vbd.storage import deletion
 from vbd.storage.outputs import PREDICTIONS
-from vbd.data.rejects import REJECT_COLUMNS, Reject
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,17 +14,17 @@ from typing import Any
 
 from vbd import storage
 from vbd.config import RunOptions
+from vbd.console.progress import Progress
 from vbd.data.prepared import open_dataset, parse_part
+from vbd.data.rejects import Reject
+from vbd.errors import InputError
 from vbd.predict.images import Item, images_in_folder, images_of_part
 from vbd.predict.models import Checkpoint, TestTimeAugmentation, open_checkpoint
 from vbd.predict.outputs import Extras, Found, write_extras
 from vbd.predict.parts import Output
 from vbd.predict.stages import Pools, found_parts, site_of
-from vbd.errors import InputError
-from vbd.storage.ownership import own
-from vbd.console.progress import Progress
 from vbd.records import Detections, detections_from_table, finds_nothing
-from vbd.data.rejects import Reject
+from vbd.storage.ownership import own
 from vbd.training.members import members_folder, read_manifest
 
 # Images of a part, about: what is done again when a run was killed, and whose pixels travel together.

@@ -14,10 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vbd.cluster.nodes import look
-from vbd.config import RunOptions
-from vbd.predict.images import Item, Pixels, decode_items
-from vbd.predict.models import Checkpoint, LoadedDetectors, TestTimeAugmentation
-from vbd.errors import InputError
 from vbd.cluster.placement import (
     Selector,
     check_decoding,
@@ -27,9 +23,13 @@ from vbd.cluster.placement import (
     told_while_waiting,
     use_gpus,
 )
-from vbd.records import detections_to_table
-from vbd.data.rejects import Reject
 from vbd.cluster.versions import check_versions
+from vbd.config import RunOptions
+from vbd.data.rejects import Reject
+from vbd.errors import InputError
+from vbd.predict.images import Item, Pixels, decode_items
+from vbd.predict.models import Checkpoint, LoadedDetectors, TestTimeAugmentation
+from vbd.records import detections_to_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd import storage
-from vbd.data.batches.balance import effective_counts, policy_factors, repeat_factors
 from vbd.boxes import areas, to_prepared
+from vbd.data.batches.balance import effective_counts, policy_factors, repeat_factors
 from vbd.data.coco import from_coco, read_coco
 from vbd.data.prepared import PreparedDataset
+from vbd.data.rejects import reject_reasons
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 from vbd.records import READING_COLUMNS, Truth
-from vbd.data.rejects import reject_reasons
 
 if TYPE_CHECKING:
     import pandas as pd

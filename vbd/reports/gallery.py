@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from vbd import storage
 from vbd.boxes import EMPTY, as_boxes, iou_matrix, to_prepared
-from vbd.data.images.prepare import ImageError, decode_image, suffix_of
+from vbd.data.images.headers import ImageError
+from vbd.data.images.prepare import decode_image, suffix_of
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.drawing import LAYER_COLOURS, LAYER_STYLES, Layer, contact_sheet, draw, png
 from vbd.errors import InputError

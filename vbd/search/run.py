@@ -11,31 +11,34 @@ from typing import Any
 from ray import tune
 
 from vbd import storage
+from vbd.cluster.placement import told_while_waiting
 from vbd.config import RunOptions, SearchConfig, TrainConfig
+from vbd.console.last_line import tell
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import interruption_within
-from vbd.storage.ownership import Owner, own
-from vbd.cluster.placement import told_while_waiting
 from vbd.records import Trial
 from vbd.search.cost.measure import close_forecast, devices_of, prepare_forecast
+from vbd.search.cost.rates import final_problem
 from vbd.search.kept.claim import check_run_folder, claim_of
 from vbd.search.kept.keep import Keeper, keep_best
 from vbd.search.kept.leaderboard import Leaderboard, format_leaderboard, ranked, write_leaderboard
+from vbd.search.kept.proof import prove, truths_of_fold
+from vbd.search.kept.trial import ENDED, TrialFolder, read_trials, trial_id_of
+from vbd.search.propose.build import build_proposer
+from vbd.search.propose.population import describe_population, describe_schedules
+from vbd.search.propose.proposal import Proposer
+from vbd.search.space.draws import check_micro_batches, describe, draw_configs
+from vbd.search.space.settings import run_folder
+from vbd.search.stop.schedule import build_scheduler
+from vbd.search.tune.handed_over import Workers
+from vbd.search.tune.outage import fit
+from vbd.search.tune.searcher import ProposalSearcher
+from vbd.search.tune.trial import run_trial
+from vbd.search.tune.tuner import Watch, ahead_of, build_tuner, needs_of
 from vbd.search.watch.live_table import shown
 from vbd.search.watch.mlflow import loggers
-from vbd.search.tune.outage import fit
-from vbd.search.propose.population import describe_population, describe_schedules
 from vbd.search.watch.progress import Plan, SearchProgress
-from vbd.search.kept.proof import prove, truths_of_fold
-from vbd.search.propose.build import Proposer, build_proposer
-from vbd.search.cost.rates import final_problem
-from vbd.search.stop.schedule import build_scheduler
-from vbd.search.space.settings import run_folder
-from vbd.search.space.draws import check_micro_batches, describe, draw_configs
-from vbd.search.kept.trial import ENDED, TrialFolder, read_trials, trial_id_of
-from vbd.search.tune.tuner import Watch, ahead_of, build_tuner, needs_of
-from vbd.search.tune.trial import ProposalSearcher, Workers, run_trial
-from vbd.console.last_line import tell
+from vbd.storage.ownership import Owner, own
 
 
 def run_search(

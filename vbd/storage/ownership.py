@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbd.storage import deletion
 from vbd import storage
 from vbd.errors import FullError, InputError, StoreError, UnreachableError
+from vbd.storage import deletion
 
 OWNER = "owner.json"
 # How often an owner renews the file, and how many intervals without a change prove that it is dead.

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Kaggle's submission.csv: written, read, checked and mended."""

@@ -8,12 +8,13 @@ import numpy as np
 
 from vbd import storage
 from vbd.config import ResizeMode
+from vbd.data.parts import in_words, parse_part, truths_of
 from vbd.data.prepared import Part, PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import Truth
-from vbd.submission.mend import Case, mend, score_sheet
-from vbd.reports.scores.read import asked_of, in_words, parse_part, truths_of
+from vbd.submission.asked import asked_of
 from vbd.submission.check import Defect, Sheet, check_sheet, counts_from_one, known_id, read_sheet
+from vbd.submission.mend import Case, mend, score_sheet
 from vbd.submission.signs import (
     REVERSED_MEND,
     find_equal_scores,

@@ -20,8 +20,8 @@ from vbd import storage
 from vbd.boxes import as_boxes, clip, has_area
 from vbd.errors import InputError, StoreError
 from vbd.labels import NO_FINDING, NO_FINDING_BOX
-from vbd.storage.outputs import SUBMISSION_HEADER
 from vbd.records import Detections
+from vbd.storage.outputs import SUBMISSION_HEADER
 
 if TYPE_CHECKING:
     import pyarrow as pa

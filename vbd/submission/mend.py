@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from vbd.boxes import has_area, to_original
 from vbd.config import ResizeMode
-from vbd.evaluation.average_precision import Scores, flatten, score_flat
-from vbd.evaluation.matching import FlatBoxes
+from vbd.evaluation.average_precision import Scores, score_flat
+from vbd.evaluation.matching import FlatBoxes, flatten
 from vbd.labels import NO_FINDING, NO_FINDING_BOX
 from vbd.records import Truth
-from vbd.submission.file import MIN_CONFIDENCE, Line, class_and_score_problems
 from vbd.submission.check import Sheet, counts_from_one, faults, known_id, sheet_of, sizes_of, with_values
+from vbd.submission.file import MIN_CONFIDENCE, Line, class_and_score_problems
 from vbd.submission.signs import Resized, whole_confidence
 
 _NORMAL = np.array([[NO_FINDING, 1.0, *NO_FINDING_BOX]])

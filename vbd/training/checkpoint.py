@@ -23,11 +23,10 @@ import torch
 from torch import nn
 
 import vbd
-from vbd.config import checked
 from vbd import storage
-from vbd.boxes import ResizeMode
+from vbd.config import Channels, Family, ImageFormat, TrainConfig, check_train_config, checked, config_hash
 from vbd.config.checked import Count, Fields, Rule, between
-from vbd.config import Channels, Family, ImageFormat, TrainConfig, check_train_config, config_hash
+from vbd.config.fields import ResizeMode
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES

@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vbd.config import phases
-from vbd.config import RunOptions, TrainConfig, check_train_config
+from vbd.config import RunOptions, TrainConfig, check_train_config, phases
 from vbd.data.batches.make import Images, describe_sampling, training_batches
 from vbd.data.prepared import PreparedDataset, read_truths
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import evaluate
 from vbd.evaluation.score import numbers_of
-from vbd.training.microbatches import check_micro_batch, halved, least_images, number_of_parts
+from vbd.hashing import stable_hash
 from vbd.models import detector_of
 from vbd.models.weights import describe
 from vbd.records import Batch, Detections, Truth, detections_to_table
-from vbd.storage import stable_hash, write_table
+from vbd.storage import write_table
 from vbd.training.checkpoint import count_first, foreign_told, read_info, read_part, write_checkpoint
 from vbd.training.members import OUT_OF_FOLD
 from vbd.training.memory import MemoryShort, free_memory, is_memory_error, peak_memory_mb
 from vbd.training.meter import Meter
+from vbd.training.microbatches import check_micro_batch, halved, least_images, number_of_parts
 from vbd.training.mirror import Mirror, statistics_of
 from vbd.training.norms import join_batch_norms
 from vbd.training.optimizer import (

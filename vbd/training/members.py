@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
-from vbd.config import checked
-from vbd.storage import deletion
 from vbd import storage
+from vbd.config import checked
 from vbd.config.checked import PathBelow, Rule, SafeName, Score
 from vbd.data.prepared import PreparedDataset
 from vbd.detections import read_detections
 from vbd.errors import InputError
 from vbd.records import Detections
+from vbd.storage import deletion
 
 SCHEMA = 1
 # Names the members in a folder; written last.

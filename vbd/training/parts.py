@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vbd.config import TrainConfig, size_multiple
-from vbd.training.microbatches import sides
+from vbd.hashing import stable_hash
 from vbd.records import Batch, Target
-from vbd.storage import stable_hash
+from vbd.training.microbatches import sides
 
 
 def deal(batch: Batch, parts: int) -> list[Batch]:

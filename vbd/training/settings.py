@@ -8,10 +8,10 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vbd import storage
-from vbd.config.checked import check_rules
 from vbd.config import VARIANTS, RunOptions, TrainConfig, in_words, literals, train_config_from
-from vbd.errors import InputError
+from vbd.config.checked import check_rules
 from vbd.config.presets import with_steps
+from vbd.errors import InputError
 
 # Fields that a flag of their own sets, and which.
 _FLAGS = {"fold": "--folds", "device": "--gpu", "loader_workers": "--loader-workers", "input": "--input"}

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From a prepared dataset to training batches."""

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from vbd.boxes import Boxes
 from vbd.caches import private_folder, writable_folder
-from vbd.data.images.prepare import decode_image
 from vbd.data.images.headers import ImageError
+from vbd.data.images.prepare import decode_image
 from vbd.data.prepared import PreparedDataset, iter_shards
 from vbd.errors import InputError
 from vbd.records import Row

@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from vbd import storage
 from vbd.augment.policies import augment
 from vbd.config import ReaderFusion, TrainConfig
+from vbd.config.phases import strength_at
 from vbd.data.batches.cache import CachedRows
 from vbd.data.batches.loader import made_by_processes, made_by_thread
 from vbd.data.batches.sampling import TrainingSampler, choose_images, sampling_table
 from vbd.data.images.prepare import resize_square
-from vbd.data.prepared import Part, PreparedDataset, in_part
 from vbd.data.labelling.relabel import read_labels, relabel
+from vbd.data.prepared import Part, PreparedDataset, in_part
 from vbd.errors import InputError
-from vbd.config.phases import strength_at
+from vbd.hashing import stable_hash
 from vbd.records import Batch, Row, Target
 
 # The competition's images were read by three radiologists each.
@@ -118,7 +118,7 @@ class BatchMaker:
     def _augmented(self, step: int, place: int, index: int) -> Row:
         """The row after the policy: what it draws depends on (seed, step, place in the whole batch, image id) alone."""
         row = self.images[index]
-        rng = np.random.default_rng([self.config.seed, step, place, storage.stable_hash(row["image_id"])])
+        rng = np.random.default_rng([self.config.seed, step, place, stable_hash(row["image_id"])])
         policy, strength = self.config.policy, strength_at(step, self.config)
         try:
             return augment(row, policy=policy, strength=strength, rng=rng, draw_partner=self._draw_partner)

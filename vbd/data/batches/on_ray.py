@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from vbd.cluster.placement import remote_args, selector_for
+from vbd.cluster.versions import check_versions
 from vbd.config import TrainConfig
-from vbd.data.batches.make import BatchMaker, collate
 from vbd.data.batches.loader import made_by_thread
+from vbd.data.batches.make import BatchMaker, collate
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError
-from vbd.cluster.placement import remote_args, selector_for
 from vbd.records import Batch, Row
-from vbd.cluster.versions import check_versions
 
 if TYPE_CHECKING:
     import ray.data

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vbd.config import TrainConfig
+from vbd.config.phases import strength_at
 from vbd.data.batches.balance import (
     BatchSampler,
     box_counts,
@@ -14,10 +16,8 @@ from vbd.data.batches.balance import (
     policy_factors,
     sampler_factors,
 )
-from vbd.config import TrainConfig
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
-from vbd.config.phases import strength_at
 
 BoxLabels = Sequence[Sequence[int]]
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From the files of films, of whatever kind, to prepared images."""

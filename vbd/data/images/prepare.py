@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.augment.intensity import clahe
-from vbd.boxes import ResizeMode, resize_transform
+from vbd.boxes import resize_transform
 from vbd.config import ImageFormat, PrepareConfig
+from vbd.config.fields import ResizeMode
+from vbd.data.images.dicom import colour_to_gray, dicom_hw, is_dicom, read_dicom
 from vbd.data.images.duplicates import perceptual_hash
 from vbd.data.images.headers import JPEG, PNG, Header, ImageError, first_hw, jpeg_header, png_header
-from vbd.data.images.dicom import colour_to_gray, dicom_hw, is_dicom, read_dicom
 
 # Enough for the tags before the pixels, or for a JPEG's thumbnail and colour profile.
 _HEAD_BYTES = 1 << 18

@@ -1,1 +1,1 @@
-"""TODO"""
+"""From readers' boxes to labels: fused boxes, weights of images, folds."""

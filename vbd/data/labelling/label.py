@@ -20,13 +20,12 @@ from vbd.config import PrepareConfig
 from vbd.data.coco import LabelledImage, select_folds, to_coco
 from vbd.data.images.duplicates import near_duplicate_groups
 from vbd.data.labelling.folds import assign_folds, fold_table
-from vbd.data.prepared import TEST_FOLD, labels_table_schema
 from vbd.data.labelling.readers import COORDINATES, fuse_readers
-from vbd.data.sources.read import Source
-from vbd.data.sources.tables import ALL_REFUSED, DICOM_SUFFIXES
+from vbd.data.prepared import TEST_FOLD, labels_table_schema
+from vbd.data.rejects import Reject, reject
+from vbd.data.sources.tables import ALL_REFUSED, DICOM_SUFFIXES, Source
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
-from vbd.data.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd

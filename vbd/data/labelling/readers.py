@@ -11,9 +11,9 @@ from vbd.boxes import has_area
 from vbd.caches import compiled
 from vbd.config import ReaderFusion
 from vbd.errors import InputError
+from vbd.fusion.other_rules import mean_of_linked, non_maximum_weighted, suppression
 from vbd.fusion.wbf import Fused, group_starts, weighted_box_fusion
 from vbd.labels import NUM_FINDINGS
-from vbd.fusion.other_rules import mean_of_linked, non_maximum_weighted, suppression
 
 if TYPE_CHECKING:
     import pandas as pd

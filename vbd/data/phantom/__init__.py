@@ -1,1 +1,1 @@
-"""TODO"""
+"""The embedded synthetic dataset: films that look like chest X-rays, with findings that readers mark."""

@@ -18,9 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.config import checked
-from vbd.storage import deletion
 from vbd import storage
+from vbd.config import checked
 from vbd.config.checked import Count
 from vbd.data.phantom.anatomy import expose
 from vbd.data.phantom.files import ImageFormat, encode_film
@@ -28,6 +27,7 @@ from vbd.data.phantom.findings import draw_film
 from vbd.data.sources.tables import SYNTHETIC_MARK
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, NUM_FINDINGS, name_of
+from vbd.storage import deletion
 from vbd.storage.ownership import others, own
 
 VERSION = 1

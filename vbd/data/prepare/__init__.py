@@ -1,1 +1,1 @@
-"""TODO"""
+"""Prepares a dataset from a source, and augmented copies of it, with Ray Data."""

@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vbd.config import checked
-from vbd.storage import deletion
 from vbd import storage
 from vbd.augment.policies import TransformName, apply_transform, draw_transform, draws_of
 from vbd.boxes import as_boxes
+from vbd.cluster.placement import check_decoding
+from vbd.cluster.tasks import count_in_ray, run_tasks
+from vbd.config import Copies, ImageFormat, Layout, Policy, PrepareConfig, Seed, checked
 from vbd.config.checked import check_rules
-from vbd.config import Copies, ImageFormat, Layout, Policy, PrepareConfig, Seed
+from vbd.config.difference import shortened
+from vbd.console.last_line import tell
 from vbd.data.coco import select_folds
 from vbd.data.images.prepare import decode_image, encode_image, suffix_of
 from vbd.data.labelling.label import ANNOTATIONS
 from vbd.data.prepare.augmented_rows import PartFile, PlanFile, document, draw_contact_sheet
 from vbd.data.prepare.dataset import bytes_of_images, check_is_ours, prepare
-from vbd.cluster.tasks import count_in_ray, run_tasks
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
-from vbd.config.difference import shortened
 from vbd.errors import InputError
-from vbd.storage.ownership import own
-from vbd.cluster.placement import check_decoding
+from vbd.hashing import stable_hash
 from vbd.records import Row
-from vbd.console.last_line import tell
+from vbd.storage import deletion
+from vbd.storage.ownership import own
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -318,7 +318,7 @@ def _picture(
     images: _Images, source: Row, copy: int, transform: TransformName | None, augmentation: Augmentation
 ) -> tuple[dict[str, Any], bytes]:
     """One picture of an image: its row of the part, and its file."""
-    seed = storage.stable_hash(f"{augmentation.seed} {source['image_id']} {copy}")
+    seed = stable_hash(f"{augmentation.seed} {source['image_id']} {copy}")
     rng = np.random.default_rng(seed)
     name = transform or draw_transform(augmentation.policy, source["labels"].tolist(), strength=1.0, rng=rng)
     partners: list[Row] = []

@@ -8,8 +8,8 @@ import numpy as np
 
 from vbd import storage
 from vbd.boxes import as_boxes
-from vbd.config.checked import Count, Number, SafeName, between
 from vbd.config import Copies, Policy, Seed
+from vbd.config.checked import Count, Number, SafeName, between
 from vbd.data.coco import LabelledImage, to_coco
 from vbd.data.images.prepare import decode_image
 from vbd.data.prepared import PreparedDataset

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from vbd.config import checked
-from vbd.storage import deletion
 from vbd import storage
-from vbd.config import ImageFormat, Layout, PrepareConfig, check_prepare_config
-from vbd.data.labelling.folds import TooFewError
+from vbd.cluster.placement import check_decoding
+from vbd.config import ImageFormat, Layout, PrepareConfig, check_prepare_config, checked
+from vbd.config.difference import shortened
 from vbd.data.images.prepare import suffix_of
+from vbd.data.labelling.folds import TooFewError
 from vbd.data.labelling.label import (
     ANNOTATIONS,
     ImageFacts,
@@ -39,13 +39,13 @@ from vbd.data.prepare.shards import (
     write_shards,
 )
 from vbd.data.prepared import SCHEMA, PreparedDataset, open_dataset
-from vbd.data.sources.read import Source, describe, read_source
-from vbd.config.difference import shortened
+from vbd.data.rejects import REJECT_COLUMNS, Reject, reject, reject_reasons
+from vbd.data.sources.read import describe, read_source
+from vbd.data.sources.tables import Source
 from vbd.errors import InputError, StoreError
 from vbd.labels import CLASS_NAMES
+from vbd.storage import deletion
 from vbd.storage.ownership import others, own
-from vbd.cluster.placement import check_decoding
-from vbd.data.rejects import REJECT_COLUMNS, Reject, reject, reject_reasons
 
 _MANIFEST, _PLAN, _REJECTS, _SAMPLE = "dataset.json", "plan.json", "rejects.csv", "sample_submission.csv"
 # Another number when the same readings and images would give other labels or folds than before.

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vbd.config import checked
 from vbd import storage
-from vbd.config.checked import Count, Rule, SafeName
-from vbd.config import PrepareConfig
 from vbd.cluster.tasks import count_in_ray, run_tasks
+from vbd.config import PrepareConfig, checked
+from vbd.config.checked import Count, Rule, SafeName
 from vbd.errors import InputError, StoreError
 from vbd.storage import FileFacts
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vbd.data.rejects import Reject, reject
 from vbd.data.sources.coco_files import Document, find_documents
 from vbd.data.sources.tables import (
     ALL_REFUSED,
@@ -25,7 +26,6 @@ from vbd.data.sources.tables import (
     stem_of,
 )
 from vbd.labels import NO_FINDING
-from vbd.data.rejects import Reject, reject
 
 _Box = tuple[Any, ...]  # a row of `box_table`
 _Size = tuple[float, float]  # (height, width), NaN where it is not declared

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vbd import storage
+from vbd.data.rejects import Reject, reject
 from vbd.data.sources.tables import SYNTHETIC_MARK, Listing, known_labels, list_folder
 from vbd.errors import InputError
-from vbd.data.rejects import Reject, reject
 
 _IS_TEST = re.compile(r"(^|[^a-z])test")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vbd import storage
-from vbd.data.sources.csv_table import read_csv, readable_rows
+from vbd.data.rejects import Reject, reject
 from vbd.data.sources.competition_rows import NEEDED_COLUMNS, OPTIONAL_COLUMNS, parse_rows, refusals, usable_ids
+from vbd.data.sources.csv_table import read_csv, readable_rows
 from vbd.data.sources.mirror_sizes import Sizes, check_scale, refuse_unsized, told_sizes
 from vbd.data.sources.tables import (
     ALL_REFUSED,
@@ -26,7 +27,6 @@ from vbd.data.sources.tables import (
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING
 from vbd.records import READING_COLUMNS
-from vbd.data.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd

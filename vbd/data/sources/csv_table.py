@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vbd.data.rejects import Reject, reject
 from vbd.data.sources.tables import decode_text
 from vbd.errors import InputError
-from vbd.data.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd

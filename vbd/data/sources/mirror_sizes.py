@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vbd import storage
+from vbd.data.rejects import Reject, reject
 from vbd.data.sources.csv_table import read_csv, readable_rows
 from vbd.data.sources.tables import DICOM_SUFFIXES, read_sizes
 from vbd.errors import InputError
-from vbd.data.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,9 +2,9 @@
 
 from vbd import storage
 from vbd.config import Layout
+from vbd.data.rejects import reject_reasons
 from vbd.data.sources.tables import CONSENSUS, LIST_FILES, SYNTHETIC_MARK, Kind, Source
 from vbd.errors import InputError
-from vbd.data.rejects import reject_reasons
 
 __all__ = ["Kind", "Source", "describe", "detect_kind", "read_source"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vbd import storage
+from vbd.data.rejects import Reject, reject
 from vbd.errors import InputError, StoreError
 from vbd.labels import label_of
 from vbd.records import READING_COLUMNS
-from vbd.data.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vbd import storage
+from vbd.data.rejects import Reject, reject
 from vbd.data.sources.tables import (
     ALL_REFUSED,
     CONTRADICTED,
@@ -31,7 +32,6 @@ from vbd.data.sources.tables import (
 from vbd.data.sources.yolo_lists import Classes, assign_parts, read_setup
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING
-from vbd.data.rejects import Reject, reject
 
 if TYPE_CHECKING:
     import pandas as pd

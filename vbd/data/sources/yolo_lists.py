@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vbd import storage
-from vbd.data.sources.tables import IN_BOTH_PARTS, LIST_FILES, Listing, PathIndex, decode_text, known_labels
 from vbd.config.difference import shortened
+from vbd.data.rejects import Reject, reject
+from vbd.data.sources.tables import IN_BOTH_PARTS, LIST_FILES, Listing, PathIndex, decode_text, known_labels
 from vbd.errors import InputError
 from vbd.labels import NO_FINDING, name_of
-from vbd.data.rejects import Reject, reject
 
 Split = Literal["train", "test"]
 Classes = Mapping[int, tuple[str, int | None]]  # a file's class number -> its name, and our label where there is one

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Which members the ensemble is made of, and with which weights."""

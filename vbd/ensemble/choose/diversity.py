@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.evaluation.average_precision import FlatBoxes, Matches, flatten, match_flat
+from vbd.evaluation.matching import FlatBoxes, Matches, flatten, match_flat
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 

@@ -5,16 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.fusion.detections import FlatMembers, FusionOptions, flatten_members, fuse_flat
 from vbd.errors import InputError
-from vbd.evaluation.average_precision import (
-    FlatBoxes,
-    Matches,
-    average_precisions,
-    flatten,
-    match_flat,
-    mean_over_known,
-)
+from vbd.evaluation.average_precision import average_precisions, mean_over_known
+from vbd.evaluation.matching import FlatBoxes, Matches, flatten, match_flat
+from vbd.fusion.detections import FlatMembers, FusionOptions, flatten_members, fuse_flat
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 

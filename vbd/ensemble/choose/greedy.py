@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vbd.ensemble.choose.fused_score import FusedScore
-from vbd.fusion.detections import FusionOptions, fuse_all
 from vbd.errors import InputError
+from vbd.fusion.detections import FusionOptions, fuse_all
 from vbd.records import Detections, Truth
 
 # A smaller rise is luck on a validation set of thousands of images, and noise fused in for it costs as much elsewhere.

@@ -12,14 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.ensemble.scores.calibrate import Calibration, calibrate_crosswise, fit_calibration, split_parts
 from vbd.ensemble.choose.fused_score import FusedScore
-from vbd.fusion.detections import FusionOptions
 from vbd.ensemble.choose.greedy import MIN_GAIN, Selection, Step, select_by_score, select_members
 from vbd.ensemble.choose.weight_search import search_by_score, search_weights
+from vbd.ensemble.scores.calibrate import Calibration, calibrate_crosswise, fit_calibration, split_parts
 from vbd.errors import InputError
-from vbd.evaluation.average_precision import Matches, average_precisions, mean_over_known
+from vbd.evaluation.average_precision import average_precisions, mean_over_known
 from vbd.evaluation.intervals import Interval, percentile_interval, replicate
+from vbd.evaluation.matching import Matches
+from vbd.fusion.detections import FusionOptions
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 

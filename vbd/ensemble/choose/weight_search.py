@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from vbd.ensemble.choose.fused_score import FusedScore
-from vbd.fusion.detections import LARGE_LABELS, METHODS, FusionOptions, Method
 from vbd.ensemble.choose.greedy import MIN_GAIN, Selection
+from vbd.fusion.detections import LARGE_LABELS, METHODS, FusionOptions, Method
 from vbd.fusion.wbf import CONFIDENCES, Confidence
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth

@@ -13,15 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.config.checked import between
-from vbd.evaluation.average_precision import (
-    FlatBoxes,
-    Matches,
-    average_precisions,
-    flatten,
-    match_flat,
-    mean_over_known,
-)
+from vbd.evaluation.average_precision import average_precisions, mean_over_known
 from vbd.evaluation.intervals import Interval, percentile_interval, replicate, with_means
+from vbd.evaluation.matching import FlatBoxes, Matches, flatten, match_flat
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 

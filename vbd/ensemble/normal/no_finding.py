@@ -16,8 +16,9 @@ from vbd.config.checked import Number
 from vbd.ensemble.scores.calibrate import split_parts
 from vbd.ensemble.scores.curves import losses_of
 from vbd.errors import InputError
-from vbd.evaluation.average_precision import average_precisions, match
+from vbd.evaluation.average_precision import average_precisions
 from vbd.evaluation.intervals import Interval, percentile_interval, weights_of_replicates
+from vbd.evaluation.matching import match
 from vbd.labels import NO_FINDING
 from vbd.records import Detections, Truth
 

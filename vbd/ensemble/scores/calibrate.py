@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from vbd.config.checked import between
 from vbd.ensemble.scores.curves import Curve, fit_best
-from vbd.evaluation.average_precision import flatten, match_flat
+from vbd.evaluation.matching import flatten, match_flat
+from vbd.hashing import stable_hash
 from vbd.labels import NO_FINDING, NUM_FINDINGS
 from vbd.records import Detections, Truth
-from vbd.storage import stable_hash
 
 # Parts of the images on which kinds of curves are compared.
 _CHOICE_PARTS = 3

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vbd.ensemble.scores.curves import Losses, losses_of
-from vbd.evaluation.average_precision import Matches, match
 from vbd.evaluation.intervals import Interval, percentile_interval, weights_of_replicates
+from vbd.evaluation.matching import Matches, match
 from vbd.labels import NO_FINDING
 from vbd.records import Detections, Truth
 

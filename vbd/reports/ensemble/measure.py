@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vbd.ensemble.build import ENSEMBLE, EnsembleResult
-from vbd.ensemble.scores.calibrate import calibrate_crosswise
 from vbd.ensemble.normal.no_finding import are_normal
+from vbd.ensemble.result import ENSEMBLE, EnsembleResult
+from vbd.ensemble.scores.calibrate import calibrate_crosswise
 from vbd.ensemble.scores.reliability import Reliability, reliability
-from vbd.evaluation.average_precision import match
 from vbd.evaluation.intervals import Intervals, bootstrap
+from vbd.evaluation.matching import match
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 

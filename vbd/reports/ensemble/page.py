@@ -2,7 +2,7 @@
 
 import math
 
-from vbd.ensemble.build import ENSEMBLE, EnsembleResult
+from vbd.ensemble.result import ENSEMBLE, EnsembleResult
 from vbd.ensemble.scores.reliability import Reliability
 from vbd.ensemble.summary import SOURCES, VERDICTS, count_of, gate_text, interval_text
 from vbd.evaluation.intervals import Interval

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The scores of detections on labelled data, as text, JSON and a page."""

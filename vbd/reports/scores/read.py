@@ -1,7 +1,6 @@
 """Predictions of any kind, read as detections in original pixels, and the part of a dataset that they are about."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,25 +8,20 @@ import numpy as np
 
 from vbd import storage
 from vbd.boxes import as_boxes, xywh_to_xyxy
-from vbd.data import prepared
+from vbd.config.difference import shortened
 from vbd.data.coco import read_coco
+from vbd.data.parts import fold_of_image, in_words, parts_holding, parts_of_folds, truths_of
 from vbd.data.prepared import (
-    TEST_FOLD,
     Part,
     PreparedDataset,
     image_sizes,
-    read_rows,
-    read_truths,
-    sample_submission_ids,
     to_detections,
 )
 from vbd.detections import LARGEST_PIXEL, read_detections
-from vbd.config.difference import shortened
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
 from vbd.records import Detections, Truth
 from vbd.submission.file import read_submission
-from vbd.submission.check import known_id, read_sheet
 from vbd.training.members import MANIFEST, OUT_OF_FOLD, read_members
 
 DETECTIONS = "detections.parquet"
@@ -47,11 +41,6 @@ class Source:
     def name(self) -> str:
         """What it is called in reports and messages."""
         return f"{self.location}: {self.member}" if self.member else self.location
-
-
-def parse_part(text: str | None) -> Part | None:
-    """The part that a user names, as `prepared.parse_part`; None, for whichever holds the images, stays None."""
-    return None if text is None else prepared.parse_part(text)
 
 
 def read_predictions(location: str, dataset: PreparedDataset, part: Part | None) -> list[Source]:
@@ -204,49 +193,13 @@ def choose(source: Source, dataset: PreparedDataset, part: Part | None) -> Chose
     return _on(source, dataset, parts)
 
 
-def parts_holding(image_ids: Iterable[str], dataset: PreparedDataset, *, name: str) -> tuple[Part, ...]:
-    """The test part, or all folds that hold one of the images; () where the dataset knows none of them.
-
-    Raises InputError, which begins with the `name` of what holds the images, when they are of both.
-    """
-    known = _fold_of_image(dataset)
-    counts = Counter(known[image_id] for image_id in image_ids if image_id in known)
-    if TEST_FOLD in counts and len(counts) > 1:
-        in_test = counts.pop(TEST_FOLD)
-        raise InputError(
-            f"{name}: holds {in_test:,} images of the test part and {counts.total():,} of training folds; choose one of "
-            "them with --part test or --part train"
-        )
-    return _as_parts(sorted(counts)) if counts else ()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a submission is for."""
-
-    parts: tuple[Part, ...]
-    image_ids: list[str]  # that it must hold
-    sizes: dict[str, tuple[int, int]]  # original (height, width) of each image of the parts
-
-
-def asked_of(path: str, dataset: PreparedDataset, part: Part | None) -> Asked:
-    """What the submission in a file is for: the named part, or else that of its images, or else the test part."""
-    parts: tuple[Part, ...] = () if part is None else (part,)
-    if not parts:
-        known = _fold_of_image(dataset)
-        ids = [known_id(line.image_id, known) or line.image_id for line in read_sheet(path, known).lines]
-        parts = parts_holding(ids, dataset, name=path) or ("test",)
-    sizes = {image_id: hw for each in parts for image_id, hw in image_sizes(dataset, each).items()}
-    return Asked(parts, sample_submission_ids(dataset) if parts == ("test",) else sorted(sizes), sizes)
-
-
 def choose_as(first: Chosen, source: Source, dataset: PreparedDataset) -> Chosen:
     """Another source on the very images of a first one; raises InputError when it does not hold all their folds."""
     wanted = _folds_of(first.source.name, first.detections, dataset)
     missing = sorted(set(wanted) - set(_folds_of(source.name, source.detections, dataset)))
     if missing:
         raise InputError(
-            f"{source.name}: holds no image of the {in_words(_as_parts(missing))}, on which {first.source.name} is "
+            f"{source.name}: holds no image of the {in_words(parts_of_folds(missing))}, on which {first.source.name} is "
             "scored; choose with --part what both hold"
         )
     return _on(source, dataset, first.parts)
@@ -254,16 +207,11 @@ def choose_as(first: Chosen, source: Source, dataset: PreparedDataset) -> Chosen
 
 def _folds_of(name: str, detections: Sequence[Detections], dataset: PreparedDataset) -> list[int]:
     """The folds that hold one of the images, sorted; raises InputError for an image that the dataset does not hold."""
-    fold_of = _fold_of_image(dataset)
+    fold_of = fold_of_image(dataset)
     unknown = next((found.image_id for found in detections if found.image_id not in fold_of), None)
     if unknown is not None:
         raise InputError(f"{name}: image {unknown!r} is not in {dataset.location}; give the dataset it was made on")
     return sorted({fold_of[found.image_id] for found in detections})
-
-
-def _fold_of_image(dataset: PreparedDataset) -> dict[str, int]:
-    table = read_rows(dataset, ["image_id", "fold"])
-    return dict(zip(table["image_id"].to_pylist(), table["fold"].to_pylist(), strict=True))
 
 
 def _on(source: Source, dataset: PreparedDataset, parts: tuple[Part, ...]) -> Chosen:
@@ -275,19 +223,3 @@ def _on(source: Source, dataset: PreparedDataset, parts: tuple[Part, ...]) -> Ch
             f"{source.name}: none of its images is in the {in_words(parts)} of {dataset.location}; choose another --part"
         )
     return Chosen(source, parts, truths, mine)
-
-
-def truths_of(parts: Sequence[Part], dataset: PreparedDataset) -> list[Truth]:
-    """The truths of some parts, by image id."""
-    return sorted((truth for part in parts for truth in read_truths(dataset, part)), key=lambda t: t.image_id)
-
-
-def _as_parts(folds: Sequence[int]) -> tuple[Part, ...]:
-    return ("test",) if TEST_FOLD in folds else tuple(folds)
-
-
-def in_words(parts: Sequence[Part]) -> str:
-    """The name of some parts of a dataset."""
-    if parts[0] in ("test", "train"):
-        return f"{parts[0]} part"
-    return f"fold{'s' if len(parts) > 1 else ''} {', '.join(map(str, parts))}"

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vbd import storage
+from vbd.data.parts import in_words, parse_part
 from vbd.data.prepared import Part, PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores
 from vbd.records import finds_nothing
 from vbd.reports.scores.as_json import as_json
 from vbd.reports.scores.measure import Report, compare, measure, measure_member, rank
-from vbd.reports.scores.read import Chosen, Source, asked_of, choose, choose_as, in_words, parse_part, read_predictions
+from vbd.reports.scores.read import Chosen, Source, choose, choose_as, read_predictions
 from vbd.reports.scores.text import as_text
+from vbd.submission.asked import asked_of
 from vbd.submission.check import Defect, check_submission
 
 __all__ = ["ScoredPredictions", "parse_part", "score_predictions"]

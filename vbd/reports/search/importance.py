@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from vbd.evaluation.score import score_name
 from vbd.records import Trial
 from vbd.reports.page import COLOURS, Plot, Section, figure
+from vbd.reports.search.fanova import MIN_TRIALS, Share, Weighed, shares_of, weighed
 from vbd.reports.search.figures import families
 from vbd.reports.search.study_text import listed
-from vbd.reports.search.fanova import MIN_TRIALS, Share, Weighed, shares_of, weighed
 
 _MAX_FIELDS = 20
 _ROW = 26  # pixels of a bar

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from vbd.config import checked
 from vbd import storage
+from vbd.config import SearchConfig, TrainConfig, checked, config_hash, finds_boxes
 from vbd.config.checked import Count, Seconds, between
-from vbd.config import SearchConfig, TrainConfig, config_hash, finds_boxes
 from vbd.records import Trial
 from vbd.search.cost.rates import (
     Combination,

@@ -11,20 +11,20 @@ import numpy as np
 import ray
 
 from vbd.cluster.nodes import look
+from vbd.cluster.placement import remote_args
+from vbd.cluster.versions import VersionsError, check_versions
 from vbd.config import RunOptions, SearchConfig, TrainConfig
 from vbd.data.batches.make import training_batches
 from vbd.data.prepared import open_dataset
-from vbd.training.microbatches import least_images, sides
-from vbd.cluster.placement import remote_args
 from vbd.records import Trial
 from vbd.search.cost.forecast import Devices, Record, actual, compare, describe, forecast, read_record, write_record
 from vbd.search.cost.rates import Combination, Rate, combination_of, no_rate, to_measure
 from vbd.search.kept.trial import ENDED, trial_id_of
-from vbd.search.tune.trial import Workers
+from vbd.search.tune.handed_over import Workers
 from vbd.training.loop import Ranks, TrainingError, TrainingRun
+from vbd.training.microbatches import least_images, sides
 from vbd.training.recurrence import in_brief, is_repeatable
 from vbd.training.validation import detect
-from vbd.cluster.versions import VersionsError, check_versions
 
 _AT_MOST = 12  # combinations; the others are estimated from them
 _STEPS, _LOOKS = 8, 3  # at most, of training and of validation batches

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from vbd.config import checked
+from vbd.config import VARIANTS, Family, TrainConfig, checked
 from vbd.config.checked import NanForNull, Seconds, Size
-from vbd.config import VARIANTS, Family, TrainConfig
 from vbd.records import Trial
 
 # Seconds or hours; NaN where they are not known.

@@ -5,11 +5,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from vbd.config import checked
 from vbd import storage
-from vbd.config import SearchConfig
-from vbd.data.prepared import PreparedDataset
+from vbd.config import SearchConfig, checked
 from vbd.config.difference import first_difference
+from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.storage.ownership import others
 

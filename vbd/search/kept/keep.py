@@ -6,13 +6,13 @@ A trial's place depends on its score and its id alone, so what is kept does not 
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from vbd.storage import deletion
 from vbd import storage
 from vbd.config import FAMILIES
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.search.kept.leaderboard import Leaderboard, is_scored, ranked
 from vbd.search.kept.trial import ENDED, TrialFolder, read_trials
+from vbd.storage import deletion
 from vbd.training.members import MANIFEST, OUT_OF_FOLD, Member, delete_checkpoint, write_members
 
 # A kept checkpoint, or half of one: a process that is killed leaves it under another name.

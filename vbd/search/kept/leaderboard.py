@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vbd.config import checked
 from vbd import storage
-from vbd.config import Family, TrainConfig, check_train_config, finds_boxes
+from vbd.config import Family, TrainConfig, check_train_config, checked, finds_boxes
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE, score_name

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vbd.config import checked
 from vbd import storage
-from vbd.config import TrainConfig, check_train_config, config_hash
-from vbd.evaluation.score import SCORE
+from vbd.config import TrainConfig, check_train_config, checked, config_hash
 from vbd.config.phases import until
+from vbd.evaluation.score import SCORE
 from vbd.records import Trial
 from vbd.training.checkpoint import CheckpointInfo, read_info, whole_checkpoints
 from vbd.training.members import OUT_OF_FOLD, delete_checkpoint

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Search algorithms: which configuration is tried next."""

@@ -13,17 +13,17 @@ from itertools import pairwise
 import numpy as np
 
 from vbd.config import SearchConfig, TrainConfig
+from vbd.config.phases import rate_at, strength_at, until, with_phase
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
-from vbd.config.phases import rate_at, strength_at, until, with_phase
+from vbd.hashing import stable_hash
 from vbd.records import Trial
-from vbd.search.space.dimensions import Dimension, FamilySpace
 from vbd.search.kept.keep import best_of_families
-from vbd.search.propose.build import Proposal, unknown
-from vbd.search.space.draws import draws_per_family, spaces_of
 from vbd.search.kept.trial import ENDED, trial_id_of
-from vbd.storage import stable_hash
+from vbd.search.propose.proposal import Proposal, unknown
+from vbd.search.space.dimensions import Dimension, FamilySpace
+from vbd.search.space.draws import draws_per_family, spaces_of
 
 # What a child's strength and rate are multiplied by, and how often its strength is drawn from the space instead.
 _FACTORS, _ANEW = (0.8, 1.2), 0.25

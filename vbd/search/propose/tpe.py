@@ -15,11 +15,11 @@ import numpy as np
 
 from vbd.config import TrainConfig
 from vbd.records import Trial
-from vbd.search.space.dimensions import Dimension, FamilySpace, in_order, is_asked
-from vbd.search.propose.build import Proposal, unfinished, unknown
-from vbd.search.space.draws import in_turn, random_draws
 from vbd.search.kept.trial import ENDED, trial_id_of
+from vbd.search.propose.proposal import Proposal, unfinished, unknown
 from vbd.search.propose.warm_start import WarmStart
+from vbd.search.space.dimensions import Dimension, FamilySpace, in_order, is_asked
+from vbd.search.space.draws import in_turn, random_draws
 
 if TYPE_CHECKING:
     import optuna

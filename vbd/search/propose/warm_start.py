@@ -8,8 +8,8 @@ from typing import Any, assert_never
 from vbd.config import Searcher, TrainConfig
 from vbd.data.prepared import PreparedDataset
 from vbd.records import Trial
-from vbd.search.space.dimensions import FamilySpace, canonical
 from vbd.search.kept.leaderboard import read_leaderboard
+from vbd.search.space.dimensions import FamilySpace, canonical
 
 
 @dataclass(frozen=True)

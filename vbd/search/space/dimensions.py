@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal, get_type_hints
 
-from vbd.config.checked import check_rules
 from vbd.config import (
     RELATED_FIELDS,
     Candidate,
@@ -21,6 +20,7 @@ from vbd.config import (
     check_train_config,
     train_config_from,
 )
+from vbd.config.checked import check_rules
 from vbd.data.prepared import PreparedDataset
 from vbd.errors import InputError
 

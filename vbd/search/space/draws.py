@@ -9,12 +9,12 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from vbd.data.batches.balance import epoch_multiple
 from vbd.config import POLICIES, RunOptions, SearchConfig, TrainConfig
+from vbd.data.batches.balance import epoch_multiple
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, read_rows
 from vbd.errors import InputError
-from vbd.training.microbatches import check_micro_batch
 from vbd.search.space.dimensions import Dimension, FamilySpace, family_space
+from vbd.training.microbatches import check_micro_batch
 
 LARGEST_GRID = 100_000
 # Finite spaces up to this size are written out where draws run out.

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_origin, get_type_hints
 
 from vbd import storage
-from vbd.config.checked import check_rules
 from vbd.config import ANCHORED, FAMILIES, VARIANTS, Candidate, Device, Family, RunOptions, SearchConfig, TrainConfig
-from vbd.errors import InputError
+from vbd.config.checked import check_rules
 from vbd.config.presets import with_steps
+from vbd.errors import InputError
 from vbd.search.space.draws import spaces_of
 from vbd.training.settings import Settings, changed, changed_options, parse_value
 

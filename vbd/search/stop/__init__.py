@@ -1,1 +1,1 @@
-"""TODO"""
+"""Early stopping: at which rungs trials are compared, and which of them end there."""

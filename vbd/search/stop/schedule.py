@@ -8,9 +8,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from vbd.config import SearchConfig
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.stop.halving import RungsOfAll
 from vbd.search.kept.trial import trial_id_of
-from vbd.search.tune.trial import proposal_of
+from vbd.search.stop.halving import RungsOfAll
+from vbd.search.tune.handed_over import proposal_of
 
 # Told of a trial, as Tune knows it, that is to be stopped, and why.
 OnStop = Callable[[Any, str], None]

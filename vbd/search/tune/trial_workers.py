@@ -16,11 +16,12 @@ from vbd import storage
 from vbd.config import RunOptions
 from vbd.data.prepared import open_dataset
 from vbd.errors import input_error_within
-from vbd.search.propose.build import Proposal
 from vbd.search.kept.trial import TrialFolder, trial_id_of
-from vbd.search.tune.trial import Keeping, Workers, proposal_of
-from vbd.training.loop import TrainingError
+from vbd.search.propose.proposal import Proposal
+from vbd.search.tune.handed_over import Workers, proposal_of
+from vbd.search.tune.report import Keeping
 from vbd.training.folds.worker import attempt
+from vbd.training.loop import TrainingError
 
 
 def train_on_workers(

@@ -9,11 +9,12 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
+from vbd.cluster.placement import check_workers, rooms, selector_for, use_gpus
 from vbd.config import RunOptions, SearchConfig
 from vbd.evaluation.score import SCORE
-from vbd.cluster.placement import check_workers, rooms, selector_for, use_gpus
 from vbd.search.kept.trial import trial_id_of
-from vbd.search.tune.trial import ProposalSearcher, Workers, proposal_of
+from vbd.search.tune.handed_over import Workers, proposal_of
+from vbd.search.tune.searcher import ProposalSearcher
 
 # Trials that wait for room at a time: what an autoscaler sees and grows for.
 _PENDING = 32

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from vbd.evaluation.score import SCORE
 from vbd.records import Trial
-from vbd.search.watch.progress import SearchProgress, best_of_families, in_brief, in_digits
 from vbd.search.kept.trial import ENDED
+from vbd.search.watch.progress import SearchProgress, best_of_families, in_brief, in_digits
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType

@@ -17,7 +17,7 @@ from vbd.config import TrainConfig, changed_fields, config_hash
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE
 from vbd.search.kept.trial import trial_id_of
-from vbd.search.tune.trial import proposal_of
+from vbd.search.tune.handed_over import proposal_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,11 +15,11 @@ from vbd.errors import StoreError
 from vbd.evaluation.score import SCORE, score_name
 from vbd.records import Trial
 from vbd.search.cost.forecast import Devices, Forecast, forecast, in_hours, in_time
-from vbd.search.kept.leaderboard import is_scored, ranked
-from vbd.search.tune.metrics import SearchMetrics
 from vbd.search.cost.rates import Rates
+from vbd.search.kept.leaderboard import is_scored, ranked
 from vbd.search.kept.trial import ENDED, TrialFolder, trial_id_of
-from vbd.search.tune.trial import proposal_of
+from vbd.search.tune.handed_over import proposal_of
+from vbd.search.tune.metrics import SearchMetrics
 
 # In a report's line, beyond which it leaves the variant out: the trial's id tells it.
 _MOST_CHARACTERS = 140

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vbd.config import checked
 from vbd import storage
+from vbd.config import checked
 from vbd.config.checked import Count, SafeName, Share
 from vbd.evaluation.score import SCORE
 from vbd.training.members import delete_checkpoint

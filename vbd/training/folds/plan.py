@@ -5,17 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from vbd.config import checked
 from vbd import storage
-from vbd.config.checked import Rule, SafeName, between
 from vbd.commands import job_command
-from vbd.config import Kept, Processes, RunOptions, TrainConfig, check_train_config, stage_two
-from vbd.data.prepared import PreparedDataset, open_dataset
+from vbd.config import Kept, Processes, RunOptions, TrainConfig, check_train_config, checked, stage_two
+from vbd.config.checked import Rule, SafeName, between
 from vbd.config.difference import first_difference
+from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError
-from vbd.training.microbatches import check_micro_batch
 from vbd.storage.ownership import others
 from vbd.training.members import read_members
+from vbd.training.microbatches import check_micro_batch
 from vbd.training.settings import Settings, changed, changed_options, config_from_file
 
 SCHEMA = 1

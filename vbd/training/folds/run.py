@@ -5,20 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vbd.config import checked
-from vbd.storage import deletion
 from vbd import storage
+from vbd.cluster.placement import Selector, check_workers, selector_for, told_while_waiting, what_is_held
+from vbd.config import TrainConfig, checked
 from vbd.config.checked import Count, Share
-from vbd.config import TrainConfig
+from vbd.console.last_line import tell
 from vbd.data.prepared import PreparedDataset, open_dataset
 from vbd.errors import InputError, StoreError, input_error_within
+from vbd.storage import deletion
 from vbd.storage.ownership import Owner, own
-from vbd.cluster.placement import Selector, check_workers, selector_for, told_while_waiting, what_is_held
-from vbd.console.last_line import tell
 from vbd.training.folds.best import best_of
-from vbd.training.members import Member, delete_checkpoint, write_members
 from vbd.training.folds.outcome import Outcome, format_outcomes, member_of, summary
 from vbd.training.folds.plan import TrainingPlan, claim_output, run_name
+from vbd.training.members import Member, delete_checkpoint, write_members
 from vbd.training.recurrence import forget
 
 if TYPE_CHECKING:

@@ -14,20 +14,20 @@ from ray.train import get_context
 from ray.train.v2._internal.execution import context as ray_context
 from ray.train.v2._internal.util import logger as ray_train_log
 
-from vbd.config import checked
 from vbd import storage
-from vbd.config.checked import Size
 from vbd.cluster.nodes import on_host
-from vbd.config import RunOptions, train_config_from
+from vbd.cluster.versions import check_versions
+from vbd.config import RunOptions, checked, train_config_from
+from vbd.config.checked import Size
 from vbd.data.batches.make import training_batches
 from vbd.data.prepared import open_dataset
 from vbd.errors import FullError, InputError, StoreError, UnreachableError
 from vbd.records import Batch, Detections
-from vbd.training.folds.best import keep_if_best
 from vbd.training.checkpoint import read_info, whole_checkpoints
-from vbd.training.loop import MemoryShort, Ranks, Report, TrainingError, train
+from vbd.training.folds.best import keep_if_best
+from vbd.training.loop import Ranks, Report, TrainingError, train
+from vbd.training.memory import MemoryShort
 from vbd.training.recurrence import returned
-from vbd.cluster.versions import check_versions
 
 # In the folder of a run: how many images go through a detector at a time since memory ran out, and why the run cannot go on.
 MICRO_BATCH, STOP = "micro_batch.json", "stop.json"
