@@ -71,15 +71,15 @@ def evaluate(
         return 0 if replay_run(run, trial=trial, data=data, device=device) else 1
     if data is None:
         raise InputError("--data is missing: give the prepared dataset that the predictions are for")
+    from vbd.data.parts import parse_part
+
     if check is not None:
-        from vbd.data.parts import parse_part
         from vbd.submission.examine import examine
 
         examined = examine(check, data, part=parse_part(part), output_json=json)
         print(examined.text)
         return 1 if examined.findings else 0
     assert predictions is not None
-    from vbd.data.parts import parse_part
     from vbd.reports.scores.score import score_predictions
 
     scored = score_predictions(

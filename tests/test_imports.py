@@ -1,4 +1,4 @@
-"""The import rule of ARCHITECTURE.md, and what may load slowly."""
+"""The import rule of `tools/house.py`, and what may load slowly."""
 
 import ast
 import subprocess
@@ -7,99 +7,52 @@ from pathlib import Path
 
 import pytest
 
+from tools import house
+
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "vbd").rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("[a-z]*.py"))
 
-# Low to high; a module may import from its own level and from lower ones.
-LEVELS = (
-    (
-        *("vbd", "errors", "labels", "boxes", "config", "presets", "storage", "records", "rejects", "progress"),
-        *("fusing", "suppression", "drawing", "outputs", "credentials", "cluster", "placement", "versions"),
-        *("deletion", "ownership", "connection", "commands", "interpreter", "ray_noise", "caches", "microbatches"),
-    ),
-    (
-        *("augment", "evaluation", "submission"),
-        *("data.sources", "data.images", "data.readers", "data.folds", "data.duplicates", "data.coco"),
-        *("data.phantom", "data.prepared"),
-    ),
-    ("data.labelling", "data.relabelling"),
-    ("data.prepare", "data.materialise", "data.dataset"),
-    ("models",),
-    ("training",),
-    ("search", "ensemble"),
-    ("reports",),
-    ("pipeline", "cli"),
-)
-STRANGERS = {("search", "ensemble"), ("ensemble", "search")}
-MAY_IMPORT = {
-    "ray": (
-        "cluster",
-        "placement",
-        "ray_noise",
-        "data.prepare",
-        "data.dataset",
-        "training.run",
-        "search",
-        "ensemble.predict",
-        "connection",
-    ),
-    "torch": ("models", "training", "data.dataset", "ensemble.predict"),
-    "yolox": ("models.yolox",),
-    "effdet": ("models.efficientdet",),
-    "ensemble_boxes": (),
-}
+
+def test_a_room_imports_only_from_rooms_below_it() -> None:
+    files = house.modules()
+    between = house.between_rooms(files)
+    assert sorted(between) == sorted(house.ROOMS)
+    place = {room: number for number, room in enumerate(house.ROOMS)}
+    up = {(room, other) for room, others in between.items() for other in others if place[other] > place[room]}
+    assert up == set()
+    for room, others in between.items():
+        for one, stranger in (house.STRANGERS, house.STRANGERS[::-1]):
+            if room.split(".")[0] == one:
+                assert stranger not in {other.split(".")[0] for other in others}, room
 
 
-def _name(path: Path) -> str:
-    """`vbd/data/prepare.py` -> `data.prepare`; the package itself -> `vbd`."""
-    parts = path.relative_to(ROOT / "vbd").with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__") or "vbd"
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert house.circles(house.arrows(house.modules())) == []
+    assert house.circles({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set(), "e": {"f"}, "f": {"e"}}) == [
+        ["a", "b", "c"],
+        ["e", "f"],
+    ]
 
 
-def _imports(path: Path) -> set[str]:
-    """Full names of all modules a file imports, wherever in it, but not those for the type checker alone."""
-    found: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        pending += ast.iter_child_nodes(node)
-    return found
+def test_what_the_type_checker_alone_imports_counts(tmp_path: Path) -> None:
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from vbd import errors\ndef f():\n    import vbd.labels\n"
+    (tmp_path / "a.py").write_text(text)
+    assert sorted(house.imports(tmp_path / "a.py")) == ["typing.TYPE_CHECKING", "vbd.errors", "vbd.labels"]
 
 
-def _is_within(name: str, part: str) -> bool:
-    return name == part or name.startswith((f"{part}.", f"{part}_"))
+def test_a_vendor_stays_where_it_belongs() -> None:
+    files = house.modules()
+    found = {
+        (vendor, house.room_of(name, files))
+        for name, path in files.items()
+        for vendor in {module.split(".")[0] for module in house.imports(path)} & set(house.VENDORS)
+    }
+    assert found == {(vendor, room) for vendor, rooms in house.VENDORS.items() for room in rooms}
 
 
-def _level(name: str) -> int:
-    levels = [i for i, parts in enumerate(LEVELS) if any(_is_within(name, part) for part in parts)]
-    return max(levels, default=0)
-
-
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_a_file_imports_only_from_its_own_level_and_lower(path: Path) -> None:
-    name = _name(path)
-    for module in _imports(path):
-        if not module.startswith("vbd."):
-            continue
-        other = module.removeprefix("vbd.")
-        assert _level(other) <= _level(name), f"{name} imports {other}, which stands above it"
-        assert (name.split(".")[0], other.split(".")[0]) not in STRANGERS, f"{name} imports {other}"
-
-
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_a_vendor_stays_where_it_belongs(path: Path) -> None:
-    name = _name(path)
-    for module in _imports(path):
-        vendor = module.split(".")[0]
-        if vendor in MAY_IMPORT:
-            assert any(_is_within(name, part) for part in MAY_IMPORT[vendor]), f"{name} imports {module}"
+def test_the_picture_in_the_architecture_is_that_of_today() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert house.with_picture(text) == text, "run: python tools/house.py --write"
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

@@ -84,14 +84,16 @@ print({DRIVER!r}, file=sys.stderr)
 
 
 def test_a_job_without_standard_error_has_no_filter() -> None:
-    code = "from vbd import ray_noise; ray_noise.start_filter(); ray_noise.stop_filter(); print('done')"
+    code = "from vbd.cluster import ray_noise; ray_noise.start_filter(); ray_noise.stop_filter(); print('done')"
     command = ["bash", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == "done\n"
 
 
 def test_nothing_is_lost_when_the_process_crashes() -> None:
-    code = "import os; from vbd import ray_noise; ray_noise.start_filter(); os.write(2, b'a crash\\n'); os.abort()"
+    code = (
+        "import os; from vbd.cluster import ray_noise; ray_noise.start_filter(); os.write(2, b'a crash\\n'); os.abort()"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode < 0
     assert done.stderr == "a crash\n"

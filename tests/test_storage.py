@@ -14,7 +14,7 @@ from tests.nodes import ROOT, Proxy, free_port
 from vbd import storage
 from vbd.errors import InputError, StoreError, UnreachableError
 from vbd.hashing import stable_hash
-from vbd.storage import deletion
+from vbd.storage import deletion, stores, waiting
 
 
 def test_json_is_stable_and_turns_nan_into_null(tmp_path: Path) -> None:
@@ -262,10 +262,10 @@ def proxy(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """On the way to the store, for what this process opens meanwhile."""
     there = Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]))
     monkeypatch.setenv("AWS_ENDPOINT_URL", there.url)
-    storage._open_store.cache_clear()
+    stores._open_store.cache_clear()
     yield there
     there.shut()
-    storage._open_store.cache_clear()
+    stores._open_store.cache_clear()
 
 
 def test_a_file_is_sent_in_one_request(s3_bucket: str, proxy: Proxy) -> None:
@@ -289,7 +289,7 @@ def test_a_thousand_files_are_listed_in_a_request(s3_bucket: str, proxy: Proxy) 
 def test_an_upload_that_is_cut_off_leaves_what_was_there(
     s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0.0)
     for size in (200_000, 12_000_000):  # in one piece, and in several
         storage.write_bytes(f"{s3_bucket}/cut/file", b"old")
         proxy.cut_uploads_after(50_000)
@@ -305,16 +305,16 @@ def test_a_store_that_does_not_answer_is_waited_for_once(
 ) -> None:
     location = f"{s3_bucket}/waited/file"
     storage.write_bytes(location, b"1")
-    monkeypatch.setattr(storage, "_last_told", [-9.0])
+    monkeypatch.setattr(waiting, "_last_told", [-9.0])
     proxy.shut()
-    waiting = threading.Thread(target=lambda: storage.read_many([location] * 3))
-    waiting.start()
+    thread = threading.Thread(target=lambda: storage.read_many([location] * 3))
+    thread.start()
     told = ""
     while "; tried again for " not in (told := told + capsys.readouterr().out):
-        assert waiting.is_alive()
+        assert thread.is_alive()
     proxy.open()
-    waiting.join(60)
-    assert not waiting.is_alive()
+    thread.join(60)
+    assert not thread.is_alive()
     assert told.count("\n") == 1
     proxy.shut()
 
@@ -343,13 +343,11 @@ def test_a_store_that_says_no_is_not_asked_again(s3_bucket: str) -> None:
 _OPENS_BY_ITSELF = {
     "training/checkpoint.py": "a checkpoint is made in a folder of this machine, from where it is copied",
     "training/memory.py": "reads /proc",
-    "ownership.py": "reads /proc",
-    "deletion.py": "what `storage` has written, and folders of this machine that nothing is left in",
-    "data/dataset_cache.py": "the cache of this machine",
-    "cluster.py": "the file in which Ray's head keeps what its autoscaler may start",
+    "data/batches/cache.py": "the cache of this machine",
+    "cluster/nodes.py": "the file in which Ray's head keeps what its autoscaler may start",
     "caches.py": "the caches of this machine",
-    "connection_local.py": "the folders and the token of Ray on this machine",
-    "ray_noise.py": "standard error",
+    "cluster/own_ray.py": "the folders and the token of Ray on this machine",
+    "cluster/ray_noise.py": "standard error",
     "cli.py": "throws away what nobody reads any more",
 }
 _OF_PATHS = {"read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir", "unlink", "touch", "iterdir"}
@@ -384,7 +382,7 @@ def test_nothing_else_opens_places() -> None:
     found = {
         str(path.relative_to(ROOT / "vbd" if "vbd" in path.relative_to(ROOT).parts else ROOT)): opened
         for path in files
-        if path.name != "storage.py" and (opened := sorted(set(_opens(ast.parse(path.read_text())))))
+        if path.parent.name != "storage" and (opened := sorted(set(_opens(ast.parse(path.read_text())))))
     }
     assert {name: opened for name, opened in found.items() if name not in _OPENS_BY_ITSELF} == {}
     assert set(_OPENS_BY_ITSELF) <= set(found)  # a reason that is none any more goes

@@ -266,9 +266,9 @@ def test_other_formats_are_trained_on_as_well(
 def test_a_full_disk_is_told_before_the_work(
     phantom: Path, ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vbd import storage
+    from vbd.storage import stores
 
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(stores.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(InputError, match="MB free, about"):
         prepare(str(phantom), str(tmp_path / "out"), CONFIG)
 

@@ -354,13 +354,13 @@ def test_a_killed_run_is_gone_on_with(whole: Path, phantom: Path, tmp_path: Path
     """SIGKILL in the middle of the images: what was finished is kept, what was half written is not believed."""
     out = tmp_path / "out"
     code = (
-        "import os; from vbd.data import prepare as module, prepare_shards; from vbd.config import PrepareConfig\n"
+        "import os; from vbd.data.prepare import dataset as module, shards; from vbd.config import PrepareConfig\n"
         "done = []\n"
         "def run(tasks, worker, *, title, total, **options):\n"
         "    for task in tasks:\n"
         "        if len(done) == 2: os.kill(os.getpid(), 9)\n"
         "        done.append(worker(task, **options))\n"
-        "prepare_shards.run_tasks = run\n"
+        "shards.run_tasks = run\n"
         "module.check_decoding = lambda cpus: {}\n"  # no Ray runs here
         f"module.prepare({str(phantom)!r}, {str(out)!r}, PrepareConfig(image_size=64, num_folds=3, shard_size=16))"
     )

@@ -278,7 +278,7 @@ def test_without_the_truth_defects_are_told_and_no_losses(
     def unknown(*_: object) -> list[Truth]:
         raise InputError("the truth of the test part is not known here")
 
-    monkeypatch.setattr("vbd.reports.scores.read.read_truths", unknown)
+    monkeypatch.setattr("vbd.data.parts.read_truths", unknown)
     rows = changed(good, lambda _, v: np.vstack([v[:-1], [[14, v[0, 1], 0, 0, 1, 1]]]))
     done = examined(tmp_path, data, changed(rows, shrunk(data, 128)))
     assert [finding.kind for finding in done.findings] == ["resized", "whole_image_reversed"]

@@ -1,1 +1,1 @@
-"""What all jobs share on the command line: the entry point, progress lines and the last line."""
+"""What all jobs share on the command line: progress lines and the last line."""

@@ -1,1 +1,1 @@
-"""Reads data as others have laid it out: competition csv, YOLO, COCO, Pascal VOC and plain csv tables."""
+"""Reads data as others have laid it out: competition csv and its mirrors, YOLO, COCO."""
