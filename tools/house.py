@@ -136,14 +136,13 @@ def picture() -> str:
     lines = [
         f"    {a} --> {b}" for a, b in sorted(edges) if a in folders and b in folders and a != b and b not in everywhere
     ]
-    count = sum(map(len, graph.values()))
     return "\n".join(
         [
             "| Room | What it is for |",
             "|---|---|",
             *rows,
             "",
-            f"{len(graph)} rooms, {count} arrows, no circle. The folders (arrows into {', '.join(sorted(everywhere))} left out):",
+            f"The folders, without the arrows into {', '.join(sorted(everywhere))}, which all use:",
             "",
             "```mermaid",
             "graph TD",

@@ -44,6 +44,6 @@ def input_error_within(error: BaseException | None) -> InputError | None:
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; the name of its class where it has none."""
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error's message, or of a text, at most 200 characters; the name of its class where it is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -16,8 +16,6 @@ from vbd.search.cost.forecast import (
     compare,
     describe,
     forecast,
-    in_hours,
-    in_time,
     occupied_seconds,
     read_record,
     write_record,
@@ -214,29 +212,6 @@ def test_without_any_rate_there_is_no_forecast_but_a_reason() -> None:
 def test_a_search_without_trials_takes_nothing() -> None:
     found = forecast([], [], {}, search=HALVING, devices=TWO_CPUS)
     assert (found.at_most, found.seconds_left) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [
-        (0, "0 s"),
-        (99, "99 s"),
-        (100, "2 min"),
-        (5900, "98 min"),
-        (5999, "1 h 40 min"),
-        (7260, "2 h 1 min"),
-        (12 * 86400, "12 d 0 h"),
-    ],
-)
-def test_times_are_told_in_a_unit_that_fits(seconds: float, told: str) -> None:
-    assert in_time(seconds) == told
-
-
-@pytest.mark.parametrize(
-    ("hours", "told"), [(0, "0"), (0.01234, "0.012"), (3.44, "3.4"), (12.4, "12"), (1250, "1,250")]
-)
-def test_hours_are_told_with_two_digits(hours: float, told: str) -> None:
-    assert in_hours(hours) == told
 
 
 # ------------------------------------------------------------------------------------------------- at the end

@@ -4,7 +4,7 @@ import pytest
 
 from vbd.config import TrainConfig
 from vbd.training import meter as module
-from vbd.training.meter import Meter, _duration
+from vbd.training.meter import Meter
 
 CONFIG = TrainConfig(steps=100, batch_size=8)
 
@@ -85,10 +85,3 @@ def test_nothing_is_said_to_nobody(clock: _Clock) -> None:
     clock.now += 100
     meter.tell(learning_rate=1.0)
     meter.tell_report({"score": 0.5, "loss": 1.0, "learning_rate": 1.0})
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"), [(0, "0 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (12_000, "3 h 20 min")]
-)
-def test_a_time_is_told_in_its_unit(seconds: float, told: str) -> None:
-    assert _duration(seconds) == told

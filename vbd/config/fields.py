@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from vbd.config.checked import Share, between, check_rules, convert
 from vbd.config.difference import shortened
 from vbd.errors import InputError
+from vbd.hashing import short_hash
 from vbd.labels import NUM_FINDINGS
 
 # The last is no detector: it tells whether an image is normal, and proposes no boxes.
@@ -277,7 +277,7 @@ def config_hash(config: TrainConfig) -> str:
     Fields at their default are left out, so that a new field disowns no older checkpoint.
     """
     text = json.dumps(changed_fields(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(text)
 
 
 def changed_fields(config: TrainConfig) -> dict[str, Any]:

@@ -119,12 +119,24 @@ def iter_shards(dataset: PreparedDataset, columns: Sequence[str]) -> "Iterator[p
         yield labels.take(place).select(list(columns)).append_column("image", pixels["image"])
 
 
+def annotations_of(dataset: PreparedDataset, part: Part | str, *, with_truth: bool = True) -> str:
+    """The COCO file of a part; without truth that of the test part lists its images alone, and is always there."""
+    test = "instances_test" if with_truth else "image_info_test"
+    name = {"train": "instances_all", "test": test}.get(str(part), f"instances_fold{part}")
+    return storage.join(dataset.location, "annotations", f"{name}.json")
+
+
+def image_numbers(dataset: PreparedDataset, part: Part | str) -> dict[str, int]:
+    """The number of each image in the COCO file of a part; each file counts anew."""
+    document = read_coco(annotations_of(dataset, part, with_truth=False))
+    return {image["image_id"]: image["id"] for image in document["images"]}
+
+
 def read_truths(dataset: PreparedDataset, part: Part) -> list[Truth]:
     """The ground truth of a fold, of all training images (`"train"`), or of the test part (`"test"`), by image id."""
     if isinstance(part, int) and not 0 <= part < dataset.options.num_folds:
         raise InputError(f"{dataset.location}: no fold {part}; it has folds 0 to {dataset.options.num_folds - 1}")
-    name = {"train": "instances_all.json", "test": "instances_test.json"}.get(str(part), f"instances_fold{part}.json")
-    location = storage.join(dataset.location, "annotations", name)
+    location = annotations_of(dataset, part)
     if part == "test" and not storage.exists(location):
         raise InputError(f"{dataset.location}: the truth of the test part is not known here; score a fold instead")
     return from_coco(read_coco(location), where=location)

@@ -9,13 +9,13 @@ import numpy as np
 
 from vbd import storage
 from vbd.config import Family, RunOptions, finds_boxes
+from vbd.console.words import count_of
 from vbd.data.prepared import PreparedDataset, image_sizes, open_dataset, read_truths, sample_submission_ids
 from vbd.ensemble.choose.diversity import diversity
 from vbd.ensemble.fit import Plan, fit_ensemble
 from vbd.ensemble.normal.no_finding import mean_logits
 from vbd.ensemble.recipe import FILE, SCHEMA
 from vbd.ensemble.result import ENSEMBLE, EnsembleResult
-from vbd.ensemble.summary import count_of
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores, evaluate
 from vbd.fusion.detections import fuse_all

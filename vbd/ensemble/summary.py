@@ -44,11 +44,6 @@ def gate_text(kind: str, parameter: float) -> str:
     return GATES[kind].format(parameter=parameter)
 
 
-def count_of(number: int, what: str) -> str:
-    """A number of things: 1 detector, 2 detectors."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def interval_text(interval: Interval) -> str:
     """A difference with its interval."""
     if math.isnan(interval.low):

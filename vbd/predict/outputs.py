@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from vbd import storage
 from vbd.boxes import EMPTY, to_prepared, xyxy_to_xywh
 from vbd.cluster.tasks import Task, run_tasks
-from vbd.data.coco import read_coco
 from vbd.data.images.prepare import decode_image, read_gray
-from vbd.data.prepared import PreparedDataset, open_dataset
+from vbd.data.prepared import image_numbers, open_dataset
 from vbd.drawing import LAYER_COLOURS, Layer, draw, png
 from vbd.errors import InputError
 from vbd.labels import CLASS_NAMES
@@ -162,7 +161,7 @@ def _coco_results(
     """
     of_id = {item["image_id"]: item for item in items}
     dataset = open_dataset(images) if items and not is_raw(items[0]) else None
-    numbers = _numbers(dataset, part) if dataset else {}
+    numbers = image_numbers(dataset, part) if dataset else {}
     entries = []
     for each in found:
         item = of_id[each.image_id]
@@ -176,12 +175,6 @@ def _coco_results(
         ):
             entries.append({"image_id": key, "category_id": label + 1, "bbox": box, "score": score})
     return entries
-
-
-def _numbers(dataset: PreparedDataset, part: str) -> dict[str, int]:
-    name = {"train": "instances_all", "test": "image_info_test"}.get(part, f"instances_fold{part}")
-    document = read_coco(storage.join(dataset.location, "annotations", f"{name}.json"))
-    return {image["image_id"]: image["id"] for image in document["images"]}
 
 
 # --------------------------------------------------------------------------------------------------------- in a worker

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vbd.config import TrainConfig
+from vbd.console.words import in_time
 from vbd.evaluation.score import SCORE, score_name
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -68,7 +69,7 @@ class Meter:
         goal = "" if self._until == self._config.steps else f" to step {self._until}"
         self._say(
             f"step {self._done}/{self._config.steps}: loss {loss:.4g}, learning rate {learning_rate:.3g}, "
-            f"{self._images_per_second():.1f} images/s, {_duration(left)} left{goal}{note}"
+            f"{self._images_per_second():.1f} images/s, {in_time(left)} left{goal}{note}"
         )
 
     def _images_per_second(self) -> float:
@@ -78,11 +79,3 @@ class Meter:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -8,7 +8,6 @@ not depend on the number of workers. Partners of a mixed picture come from the s
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 from collections import Counter
@@ -34,7 +33,7 @@ from vbd.data.prepare.augmented_rows import PartFile, PlanFile, document, draw_c
 from vbd.data.prepare.dataset import bytes_of_images, check_is_ours, prepare
 from vbd.data.prepared import TEST_FOLD, PreparedDataset, open_dataset, read_rows
 from vbd.errors import InputError
-from vbd.hashing import stable_hash
+from vbd.hashing import short_hash, stable_hash
 from vbd.records import Row
 from vbd.storage import deletion
 from vbd.storage.ownership import own
@@ -216,7 +215,7 @@ def _tasks(train: Sequence[dict[str, Any]], told: dict[str, Any]) -> list[dict[s
     tasks = []
     for number, start in enumerate(range(0, len(train), _IMAGES_PER_TASK)):
         image_ids = json.dumps([row["image_id"] for row in train[start : start + _IMAGES_PER_TASK]])
-        key = hashlib.sha256(json.dumps([told, image_ids], sort_keys=True).encode()).hexdigest()[:16]
+        key = short_hash(json.dumps([told, image_ids], sort_keys=True))
         tasks.append({"part": f"part-{number:05d}.json", "image_ids": image_ids, "key": key})
     return tasks
 

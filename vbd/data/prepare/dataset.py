@@ -43,6 +43,7 @@ from vbd.data.rejects import REJECT_COLUMNS, Reject, reject, reject_reasons
 from vbd.data.sources.read import describe, read_source
 from vbd.data.sources.tables import Source
 from vbd.errors import InputError, StoreError
+from vbd.hashing import short_hash
 from vbd.labels import CLASS_NAMES
 from vbd.storage import deletion
 from vbd.storage.ownership import others, own
@@ -180,7 +181,7 @@ def _inputs(found: Source, config: PrepareConfig, receipts: Iterable[Receipt]) -
     content = sorted((item.image_id, item.sha256, item.refused) for item in receipts)
     origin = [SCHEMA, _LABELS_VERSION, found.kind, found.synthetic, found.fingerprint]
     text = json.dumps([origin, dataclasses.asdict(config), content], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return short_hash(text)
 
 
 def _is_whole(output: str, inputs: str) -> bool:

@@ -20,6 +20,7 @@ from vbd.cluster.tasks import count_in_ray, run_tasks
 from vbd.config import PrepareConfig, checked
 from vbd.config.checked import Count, Rule, SafeName
 from vbd.errors import InputError, StoreError
+from vbd.hashing import short_hash
 from vbd.storage import FileFacts
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def plan_shards(images: "pd.DataFrame", shard_size: int) -> list[Shard]:
 def pixel_key(config: PrepareConfig) -> str:
     """What the prepared images depend on besides the raw files."""
     options = {name: getattr(config, name) for name in _PIXEL_OPTIONS}
-    return hashlib.sha256(json.dumps([_PIXELS_VERSION, options], sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(json.dumps([_PIXELS_VERSION, options], sort_keys=True))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from vbd import storage
 from vbd.config import Layout
+from vbd.console.words import count_of
 from vbd.data.rejects import reject_reasons
 from vbd.data.sources.tables import CONSENSUS, LIST_FILES, SYNTHETIC_MARK, Kind, Source
 from vbd.errors import InputError
@@ -55,21 +56,21 @@ def describe(source: Source) -> str:
     in_test = int((source.images["split"] == "test").sum())
     suffixes = sorted({path[path.rindex(".") :].lower() for path in source.images["path"]})
     names = set(source.readers["rad_id"])
-    readers = "readers not told apart" if names <= {CONSENSUS} else _some(len(names), "reader")
+    readers = "readers not told apart" if names <= {CONSENSUS} else count_of(len(names), "reader")
     boxes, abnormal = len(source.readings), source.readings["image_id"].nunique()
     parts = [
         f"{source.kind} layout",
         f"{len(source.images) - in_test:,} train and {in_test:,} test images ({', '.join(suffixes)})",
-        f"{_some(boxes, 'box', 'boxes')} on {_some(abnormal, 'image')} by {readers}",
-        *([f"{_some(len(source.truth), 'box', 'boxes')} known of the test part"] if source.truth is not None else []),
-        *([f"{_some(len(source.rejects), 'file or row', 'files or rows')} refused"] if source.rejects else []),
+        f"{count_of(boxes, 'box', 'boxes')} on {count_of(abnormal, 'image')} by {readers}",
+        *(
+            [f"{count_of(len(source.truth), 'box', 'boxes')} known of the test part"]
+            if source.truth is not None
+            else []
+        ),
+        *([f"{count_of(len(source.rejects), 'file or row', 'files or rows')} refused"] if source.rejects else []),
         *(["SYNTHETIC"] if source.synthetic else []),
     ]
     return ", ".join(parts)
-
-
-def _some(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def detect_kind(folder: str) -> Kind:

@@ -2,9 +2,10 @@
 
 import math
 
+from vbd.console.words import count_of
 from vbd.ensemble.result import ENSEMBLE, EnsembleResult
 from vbd.ensemble.scores.reliability import Reliability
-from vbd.ensemble.summary import SOURCES, VERDICTS, count_of, gate_text, interval_text
+from vbd.ensemble.summary import SOURCES, VERDICTS, gate_text, interval_text
 from vbd.evaluation.intervals import Interval
 from vbd.labels import NO_FINDING_NAME
 from vbd.reports.ensemble.figures import (

@@ -9,11 +9,11 @@ import numpy as np
 from vbd import storage
 from vbd.boxes import as_boxes, xywh_to_xyxy
 from vbd.config.difference import shortened
-from vbd.data.coco import read_coco
 from vbd.data.parts import fold_of_image, in_words, parts_holding, parts_of_folds, truths_of
 from vbd.data.prepared import (
     Part,
     PreparedDataset,
+    image_numbers,
     image_sizes,
     to_detections,
 )
@@ -119,9 +119,7 @@ def _image_names(location: str, dataset: PreparedDataset, part: Part | None) -> 
         raise InputError(
             f"{location}: gives images by number; name the file they count in with --part (test, train, 0..)"
         )
-    name = {"train": "instances_all", "test": "image_info_test"}.get(str(part), f"instances_fold{part}")
-    file = storage.join(dataset.location, "annotations", f"{name}.json")
-    return {image["id"]: image["image_id"] for image in read_coco(file)["images"]}
+    return {number: image_id for image_id, number in image_numbers(dataset, part).items()}
 
 
 def _checked(entry: dict[str, Any], where: str) -> dict[str, Any]:

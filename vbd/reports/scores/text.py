@@ -1,8 +1,8 @@
 """The report on predictions as a table for people."""
 
 import math
-from collections.abc import Sequence
 
+from vbd.console.words import table_lines
 from vbd.reports.scores.human import beside_readers
 from vbd.reports.scores.measure import (
     COCO_HEADLINES,
@@ -68,15 +68,6 @@ def signed_interval(low: float, high: float) -> str:
     return "-" if math.isnan(low) else f"{signed(low)} to {signed(high)}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns under each other: the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
-
-
 def _interval_of(spans: Spans, name: str) -> list[str]:
     """The cell of an interval; no cell at all without replicates."""
     return [interval_text(spans[name]) or "-"] if spans else []
@@ -98,7 +89,7 @@ def _member_lines(report: Report) -> list[str]:
         for member in report.members
     ]
     files = [f"{member.name}: {', '.join(map(shown, member.files))}" for member in report.members]
-    return [*_aligned(rows), *files, "", f"{shown(report.predictions)}, the best of them"]
+    return [*table_lines(rows), *files, "", f"{shown(report.predictions)}, the best of them"]
 
 
 def _headlines(measures: Measures) -> list[str]:
@@ -131,7 +122,7 @@ def _class_table(measures: Measures) -> list[str]:
         )
         for name, value in scores.per_class.items()
     ]
-    return _aligned(rows)
+    return table_lines(rows)
 
 
 def _subset_lines(measures: Measures) -> list[str]:
@@ -142,7 +133,7 @@ def _subset_lines(measures: Measures) -> list[str]:
     for name, (scores, span) in subsets.items():
         interval = [interval_text(span) or "-"] if measures.intervals else []
         rows.append((name, number(scores.map_40_findings), *interval, str(findings_of(scores))))
-    return ["", *_aligned(rows)]
+    return ["", *table_lines(rows)]
 
 
 def _froc_lines(measures: Measures) -> list[str]:
@@ -158,7 +149,7 @@ def _froc_lines(measures: Measures) -> list[str]:
                 score_text(pooled.score_thresholds[place]),
             )
         )
-    return ["", "all findings together", *_aligned(rows)]
+    return ["", "all findings together", *table_lines(rows)]
 
 
 def _reader_lines(measures: Measures) -> list[str]:
@@ -176,7 +167,7 @@ def _reader_lines(measures: Measures) -> list[str]:
         )
         for line in beside_readers(measures.human)
     ]
-    return ["", *_aligned(rows)]
+    return ["", *table_lines(rows)]
 
 
 def _comparison_lines(comparison: Comparison) -> list[str]:
@@ -185,7 +176,7 @@ def _comparison_lines(comparison: Comparison) -> list[str]:
         (name, signed(item.estimate), signed_interval(item.low, item.high), verdict(item))
         for name, item in named_differences(comparison).items()
     ]
-    return ["", f"minus {shown(comparison.other)}, on the same images", *_aligned(rows)]
+    return ["", f"minus {shown(comparison.other)}, on the same images", *table_lines(rows)]
 
 
 def _defect_lines(report: Report) -> list[str]:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 
+from vbd.console.words import in_hours, in_time
 from vbd.errors import InputError
 from vbd.records import Trial
 from vbd.reports.page import Cell, Section, Table, percent
-from vbd.search.cost.forecast import Actual, Forecast, Record, actual, in_hours, in_time, read_record
+from vbd.search.cost.forecast import Actual, Forecast, Record, actual, read_record
 
 _SOURCES = {"measured": "measured before the start", "trials": "told by trials", "estimated": "estimated by pixels"}
 

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vbd.console.words import in_time
 from vbd.records import Trial
 from vbd.reports.page import COLOURS, Cell, Plot, Section, Table, figure, label, share
 from vbd.reports.search.figures import described, families, thinned
-from vbd.search.cost.forecast import in_time
 from vbd.search.cost.rates import attempts_of
 
 _PATTERNS = ("", "/", ".", "x", "-")  # of the bars, so that families differ not by colour alone

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vbd import storage
+from vbd.console.words import in_time
 from vbd.ensemble.recipe import FILE, GainRow, ScoresRow, read_ensemble
 from vbd.evaluation.score import score_name
 from vbd.records import Trial
 from vbd.reports.page import Cell, Section, Table
 from vbd.reports.search.figures import Intervals, rate_in_words, strength_in_words
-from vbd.search.cost.forecast import in_time
 from vbd.search.kept.leaderboard import is_scored
 
 _MAX_ROWS = 100

@@ -10,6 +10,7 @@ from typing import Annotated
 from vbd import storage
 from vbd.config import SearchConfig, TrainConfig, checked, config_hash, finds_boxes
 from vbd.config.checked import Count, Seconds, between
+from vbd.console.words import in_hours, in_time
 from vbd.records import Trial
 from vbd.search.cost.rates import (
     Combination,
@@ -253,22 +254,6 @@ def compare(before: Forecast, taken: Actual) -> str:
     busy = "" if math.isnan(taken.busy_share) else f"; the {kind}s were busy for {taken.busy_share:.0%} of it"
     money = "" if taken.price is None else f"; it cost {taken.device_hours * taken.price:.2f}"
     return f"taken: {in_hours(taken.device_hours)} {kind}-hours {said}, in {in_time(taken.seconds)}{busy}{money}"
-
-
-def in_hours(hours: float) -> str:
-    """`0.012`, `3.4`, `1,250`: two digits, or whole ones."""
-    return f"{hours:,.0f}" if hours >= 10 else f"{float(f'{hours:.2g}'):g}"
-
-
-def in_time(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `5 d 3 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 72 else f"{hours // 24} d {hours % 24} h"
 
 
 # ------------------------------------------------------------------------------------------------------ forecast.json

@@ -8,6 +8,7 @@ from typing import Any
 
 from vbd import storage
 from vbd.config import Family, TrainConfig, check_train_config, checked, finds_boxes
+from vbd.console.words import table_lines
 from vbd.data.prepared import open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.score import SCORE, score_name
@@ -87,10 +88,8 @@ def format_leaderboard(board: Leaderboard) -> str:
     names = ("trial", "detector", "variant", "size", "policy", "strength", "learning_rate", score, "steps", "time")
     columns = [*names, *(["host"] if len({trial.host for trial in board.trials}) > 1 else []), "status"]
     table = [columns, *([row[name] for name in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
     title = f"{board.preset} search on dataset {board.dataset}" + (" (synthetic)" if board.synthetic else "")
-    return "\n".join(line.rstrip() for line in (title, *lines, *_explained(score)))
+    return "\n".join([title, *table_lines(table, numbers=False), *_explained(score)])
 
 
 def _explained(score: str) -> list[str]:

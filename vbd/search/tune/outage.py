@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from ray import tune
 from ray.exceptions import RayActorError
 
-from vbd.errors import InputError, StoreError, input_error_within
+from vbd.errors import InputError, StoreError, first_line, input_error_within
 
 _LOGGERS = (
     *("ray.tune.execution.tune_controller", "ray.tune.execution.experiment_state"),
@@ -27,7 +27,7 @@ def fit(tuner: tune.Tuner, run: str, *, fault: Callable[[], InputError | None]) 
         if fault() is not None:
             return  # over which Tune has stumbled too: at its end it reads what it could not write
         if isinstance(error, OSError):
-            raise StoreError(f"{run}/tune: cannot be written ({_first_line(error)}); choose another place") from error
+            raise StoreError(f"{run}/tune: cannot be written ({first_line(error)}); choose another place") from error
         raise
 
 
@@ -48,11 +48,7 @@ def _shorten(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     text = record.getMessage().strip()
     if isinstance(error, OSError) or "\nTraceback" in text:  # of Tune's own files, which it will write again
-        last = _first_line(error) if error else text.splitlines()[-1]
-        record.msg, record.args, record.exc_info = f"{_first_line(text)} {last}", (), None
+        last = first_line(error) if error else text.splitlines()[-1]
+        record.msg, record.args, record.exc_info = f"{first_line(text)} {last}", (), None
     # Of a process that died a line of our own says which trial was lost, and what becomes of it.
     return input_error_within(error) is None and not isinstance(error, RayActorError)
-
-
-def _first_line(error: BaseException | str) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

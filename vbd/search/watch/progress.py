@@ -11,10 +11,11 @@ from ray import tune
 
 from vbd.cluster.nodes import is_spread
 from vbd.config import SearchConfig, TrainConfig, config_hash
+from vbd.console.words import in_hours, in_time
 from vbd.errors import StoreError
 from vbd.evaluation.score import SCORE, score_name
 from vbd.records import Trial
-from vbd.search.cost.forecast import Devices, Forecast, forecast, in_hours, in_time
+from vbd.search.cost.forecast import Devices, Forecast, forecast
 from vbd.search.cost.rates import Rates
 from vbd.search.kept.leaderboard import is_scored, ranked
 from vbd.search.kept.trial import ENDED, TrialFolder, trial_id_of

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vbd.console.words import table_lines
 from vbd.data.prepared import PreparedDataset, read_truths
 from vbd.evaluation.intervals import bootstrap
 from vbd.evaluation.score import interval_of, score_name
@@ -34,8 +35,7 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     for o in outcomes:
         cells = ("-", "-", f"failed: {o.reason}") if o.reason else (f"{o.score:.4f}", str(o.step), o.folder)
         rows.append((o.member, str(o.fold), *cells))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(table_lines(rows, numbers=False))
 
 
 def summary(member: Member, outcomes: Sequence[Outcome], dataset: PreparedDataset) -> str:
