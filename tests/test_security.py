@@ -69,9 +69,10 @@ def _reasons(call: ast.Call) -> Iterator[str]:
         yield f"{name} trusts any server"
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_runs_what_it_reads(path: Path) -> None:
-    assert list(_found(ast.parse(path.read_text()))) == []
+def test_no_file_runs_what_it_reads() -> None:
+    found = {str(path.relative_to(ROOT)): list(_found(ast.parse(path.read_text()))) for path in CODE}
+    assert {name: dangers for name, dangers in found.items() if dangers} == {}
+    assert len(found) > 200
 
 
 @pytest.mark.parametrize(
@@ -106,10 +107,11 @@ def test_what_is_not_dangerous_is_left_alone() -> None:
     assert list(_found(ast.parse(good))) == []
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_opens_what_ray_keeps_shut(path: Path) -> None:
+def test_no_file_opens_what_ray_keeps_shut() -> None:
     """By itself Ray asks for a token and shows its dashboard to its own machine alone: nothing here says otherwise."""
-    assert not _named(ast.parse(path.read_text())) & {"RAY_AUTH_MODE", "dashboard_host", "--dashboard-host"}
+    opening = {"RAY_AUTH_MODE", "dashboard_host", "--dashboard-host"}
+    found = {str(path.relative_to(ROOT)): _named(ast.parse(path.read_text())) & opening for path in CODE}
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 def test_a_variable_may_be_read_and_not_set() -> None:
