@@ -137,4 +137,4 @@ def test_boxes_are_fused_where_neither_home_nor_source_folder_can_be_written_to(
     assert done.stdout == f"{read_only}/source/vbd/__init__.py [[0.0, 0.0, 10.0, 10.5]] [0.4]\n"
     (kept,) = (read_only / "tmp").iterdir()
     assert kept.stat().st_mode & 0o777 == 0o700
-    assert list(kept.glob("numba/vbd_*/fusing_kernels.*.nbi"))
+    assert list(kept.glob("numba/fusion_*/kernels.*.nbi"))

@@ -57,7 +57,8 @@ def test_a_search_ends_with_the_commands_of_its_reports(
 ) -> None:
     for place in ("vbd.pipeline.check_pipeline", "vbd.search.tune.tuner.needs_of", "vbd.search.run.run_search"):
         monkeypatch.setattr(place, lambda *_, **__: None)
-    made = SimpleNamespace(output="submission.csv", summary="the ensemble")
+    made = SimpleNamespace(output="submission.csv")
+    monkeypatch.setattr("vbd.pipeline.summary_of", lambda _: "the ensemble")
     monkeypatch.setattr("vbd.ensemble.build.build_ensemble", lambda *_, **__: made)
     monkeypatch.chdir(tmp_path)
     run_pipeline(

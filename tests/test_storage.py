@@ -405,6 +405,6 @@ def test_a_location_is_shown_as_its_user_would_type_it(tmp_path: Path, monkeypat
 def test_a_path_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    for location in (f"{tmp_path}/a", "~nobody-of-this-name/x"):
+    for location in (f"{tmp_path}/a", f"{tmp_path}/a/below", "~nobody-of-this-name/x"):
         with pytest.raises(InputError, match=f"^{re.escape(location)}: not a path that leads anywhere"):
             storage.absolute(location)

@@ -1,5 +1,6 @@
 """Locations: plain paths and URIs (`s3://bucket/folder`, `gs://...`), without opening any."""
 
+import errno
 import re
 from pathlib import Path
 
@@ -31,9 +32,20 @@ def absolute(location: str) -> str:
     if not is_local(location):
         return location
     try:
-        return str(Path(location.removeprefix("file://")).expanduser().resolve())
+        path = Path(location.removeprefix("file://")).expanduser().resolve()
+        _refuse_loop(path)
+        return str(path)
     except (OSError, RuntimeError) as error:  # an unknown `~user`, a loop of links, a working directory that is deleted
         raise InputError(f"{location}: not a path that leads anywhere ({first_line(error)})") from None
+
+
+def _refuse_loop(path: Path) -> None:
+    """Raises OSError for a link that leads to itself, which `resolve` leaves as it is since Python 3.13."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
 
 
 def shown(location: str) -> str:
