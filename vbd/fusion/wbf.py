@@ -92,7 +92,7 @@ def group_starts(images: NDArray, labels: NDArray) -> NDArray[np.int64]:
 
 
 def _confidences(confidence: Confidence, sums: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Scores of the clusters, from what `fusing_kernels.cluster` summed up: (m, 5) -> (m,)."""
+    """Scores of the clusters, from what `kernels.cluster` summed up: (m, 5) -> (m,)."""
     totals, maxima, counts, weight_sums, unique_sums = sums.T
     total_weight, num_models = weights.sum(), np.count_nonzero(weights)
     match confidence:

@@ -3,7 +3,7 @@
 The shards are copied once per node into one memory-mapped Arrow file, which all processes of the node share
 (`dataset_cache`). What batch a step sees is a function of the config and the step alone, so a run that stops and resumes
 sees the same data in the same order, whoever makes the batches: a thread beside the training thread or processes
-(`dataset_loader`), or Ray Data on other nodes (`dataset_ray`).
+(`loader`), or Ray Data on other nodes (`on_ray`).
 """
 
 from collections.abc import Generator, Iterator, Sequence

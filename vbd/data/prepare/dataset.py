@@ -1,4 +1,4 @@
-"""Raw files to a prepared dataset: the images by `prepare_shards`, the labels by `labelling`, published whole.
+"""Raw files to a prepared dataset: the images by `shards`, the labels by `vbd.data.labelling`, published whole.
 
 `plan.json` is written first and `dataset.json` last: a folder without it is unfinished, and the same command goes on.
 """
