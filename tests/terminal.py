@@ -105,7 +105,9 @@ class Terminal:
 
     def _read(self) -> bool:
         """Takes what the program has written, for at most half a second; False when nobody can write any more."""
-        ready, _, _ = select.select([self._master], [], [], 0.5)
+        poll = select.poll()  # unlike select it knows descriptors above 1023, of which a session of tests has many
+        poll.register(self._master, select.POLLIN)
+        ready = poll.poll(500)
         if not ready:
             return True
         try:
