@@ -130,7 +130,7 @@ def write_phantom(
     folder = str(output)
     options = PhantomOptions(images, test_images, image_format, size, abnormal_share, seed)
     _check(options)
-    told = {"synthetic": True, "note": _NOTE, "generator": "vbd.data.phantom.write", "version": VERSION}
+    told = {"synthetic": True, "note": _NOTE, "generator": "vbd.data.phantom", "version": VERSION}
     told["options"] = asdict(options)
     known = _known(folder, told)
     if known is not None:
