@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from vbd.cluster import ray_noise, versions
 from vbd.cluster.own_ray import check_own_ray
@@ -95,8 +96,14 @@ def _worker_settings() -> dict[str, str]:
     """Variables for the workers; those of the job's own runtime environment reach them anyway, and Ray accepts none twice."""
     settings = {name: os.environ[name] for name in _RAY_SETTINGS}
     settings[versions.VARIABLE] = json.dumps(versions.installed())
-    submitted = json.loads(os.environ.get(_SUBMITTED) or "{}").get("runtime_env") or {}
+    submitted = _submitted().get("runtime_env") or {}
     return {name: value for name, value in settings.items() if name not in (submitted.get("env_vars") or {})}
+
+
+def _submitted() -> dict[str, Any]:
+    """The configuration of a submitted job; empty for any other."""
+    config: dict[str, Any] = json.loads(os.environ.get(_SUBMITTED) or "{}")
+    return config
 
 
 @contextlib.contextmanager
@@ -105,15 +112,14 @@ def _without_hook() -> Iterator[str]:
 
     Ray accepts one hook, and ours calls the user's.
     """
-    before = os.environ.get(_SUBMITTED, "")
-    config = json.loads(before or "{}")
+    config = _submitted()
     environment = config.get("runtime_env") or {}
     hook = environment.pop("worker_process_setup_hook", None)
     if not hook:
         yield ""
         return
     (environment.get("env_vars") or {}).pop(_HOOK_VARIABLE, None)
-    os.environ[_SUBMITTED] = json.dumps(config)
+    before, os.environ[_SUBMITTED] = os.environ[_SUBMITTED], json.dumps(config)
     try:
         yield hook
     finally:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vbd.errors import first_line
+
 _CONFIG_FLAG, _GCS_FLAG = "--autoscaling-config=", "--gcs-address="
 _HEAD = "node:__internal_head__"  # a resource of the head alone
 
@@ -223,4 +225,4 @@ def _news_of_v1() -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _first_line(text: str | None) -> str:
-    return ((text or "").strip().splitlines() or ["no reason told"])[0][:200]
+    return first_line((text or "").strip() or "no reason told")

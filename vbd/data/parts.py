@@ -31,6 +31,7 @@ def parts_holding(image_ids: Iterable[str], dataset: PreparedDataset, *, name: s
 
 
 def fold_of_image(dataset: PreparedDataset) -> dict[str, int]:
+    """The fold of each image; `TEST_FOLD` for those of the test part."""
     table = read_rows(dataset, ["image_id", "fold"])
     return dict(zip(table["image_id"].to_pylist(), table["fold"].to_pylist(), strict=True))
 
@@ -41,6 +42,7 @@ def truths_of(parts: Sequence[Part], dataset: PreparedDataset) -> list[Truth]:
 
 
 def parts_of_folds(folds: Sequence[int]) -> tuple[Part, ...]:
+    """The parts that folds are; the test part alone where `TEST_FOLD` is among them."""
     return ("test",) if TEST_FOLD in folds else tuple(folds)
 
 

@@ -14,7 +14,7 @@ from vbd import storage
 from vbd.boxes import areas, to_prepared
 from vbd.data.batches.balance import effective_counts, policy_factors, repeat_factors
 from vbd.data.coco import from_coco, read_coco
-from vbd.data.prepared import PreparedDataset
+from vbd.data.prepared import PreparedDataset, annotations_of
 from vbd.data.rejects import reject_reasons
 from vbd.errors import InputError
 from vbd.labels import NUM_FINDINGS
@@ -56,7 +56,8 @@ class Census:
 
 def read_census(dataset: PreparedDataset) -> Census:
     """Reads the annotations of a prepared dataset; no image is opened."""
-    document = read_coco(storage.join(dataset.location, "annotations", "instances_all.json"))
+    location = annotations_of(dataset, "train")
+    document = read_coco(location)
     images = document["images"]
     known = [image["image_id"] for image in images]
     tables = {
@@ -65,7 +66,7 @@ def read_census(dataset: PreparedDataset) -> Census:
     }
     return Census(
         dataset=dataset,
-        truths=from_coco(document, where=f"{dataset.location}/annotations/instances_all.json"),
+        truths=from_coco(document, where=location),
         folds=np.array([image["fold"] for image in images], np.int64),
         original_hw={image["image_id"]: (image["original_height"], image["original_width"]) for image in images},
         # Images that were refused are in these tables too.

@@ -8,7 +8,7 @@ import numpy as np
 
 from vbd import storage
 from vbd.config import ResizeMode
-from vbd.data.parts import in_words, parse_part, truths_of
+from vbd.data.parts import in_words, truths_of
 from vbd.data.prepared import Part, PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.records import Truth
@@ -26,7 +26,7 @@ from vbd.submission.signs import (
     without_explained,
 )
 
-__all__ = ["KINDS", "Examination", "Finding", "as_json", "examine", "parse_part"]
+__all__ = ["KINDS", "Examination", "Finding", "as_json", "examine"]
 
 SCHEMA = 1
 # The kinds of defects, in the order in which they are told and, all together, mended.

@@ -67,7 +67,6 @@ def froc_pooled(measures: Measures) -> Plot:
     import plotly.graph_objects as go
 
     curve = measures.froc.pooled
-    rates, sensitivities, scores = _froc_line(curve)
     known = [
         (rate, found, score)
         for rate, found, score in zip(
@@ -76,16 +75,7 @@ def froc_pooled(measures: Measures) -> Plot:
         # Beyond the last false box nothing happens any more.
         if not math.isnan(score) and not math.isnan(found) and rate <= max(curve.curve_false_positives_per_image)
     ]
-    line = go.Scatter(
-        x=rates,
-        y=sensitivities,
-        mode="lines",
-        line={"color": COLOURS[0], "width": 3, "shape": "hv"},
-        name="detector",
-        customdata=scores,
-        hovertemplate="%{x:.3f} false boxes per image, sensitivity %{y:.3f}<br>score %{customdata:.4f} or more"
-        "<extra></extra>",
-    )
+    line = _detector_line(curve)
     spans = dict(zip(curve.false_positives_per_image, measures.froc_intervals, strict=False))
     points = go.Scatter(
         x=[rate for rate, _, _ in known],
@@ -140,17 +130,7 @@ def froc_beside_readers(human: Human) -> Plot:
     """The detector's curve on what the readers are held against, and where the readers stand."""
     import plotly.graph_objects as go
 
-    rates, sensitivities, scores = _froc_line(human.detector.pooled)
-    line = go.Scatter(
-        x=rates,
-        y=sensitivities,
-        mode="lines",
-        line={"color": COLOURS[0], "width": 3, "shape": "hv"},
-        name="detector",
-        customdata=scores,
-        hovertemplate="detector: %{x:.3f} false boxes per image, sensitivity %{y:.3f}<br>score %{customdata:.4f} or more"
-        "<extra></extra>",
-    )
+    line = _detector_line(human.detector.pooled, who="detector: ")
     readers = [point for point in human.reference.readers if not math.isnan(point.sensitivity)]
     pooled = [human.reference.pooled] if not math.isnan(human.reference.pooled.sensitivity) else []
     most = max((point.reference_boxes for point in readers), default=0)
@@ -199,6 +179,23 @@ def _froc_figure(traces: Sequence["go.Scatter"], *, height: int) -> "go.Figure":
         },
         yaxis={"title": "sensitivity", "range": [0, 1.03]},
         showlegend=True,
+    )
+
+
+def _detector_line(curve: FrocCurve, *, who: str = "") -> "go.Scatter":
+    """The detector's FROC curve; `who` begins what the pointer shows."""
+    import plotly.graph_objects as go
+
+    rates, sensitivities, scores = _froc_line(curve)
+    return go.Scatter(
+        x=rates,
+        y=sensitivities,
+        mode="lines",
+        line={"color": COLOURS[0], "width": 3, "shape": "hv"},
+        name="detector",
+        customdata=scores,
+        hovertemplate=who
+        + "%{x:.3f} false boxes per image, sensitivity %{y:.3f}<br>score %{customdata:.4f} or more<extra></extra>",
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vbd import storage
-from vbd.data.parts import in_words, parse_part
+from vbd.data.parts import in_words
 from vbd.data.prepared import Part, PreparedDataset, open_dataset
 from vbd.errors import InputError
 from vbd.evaluation.average_precision import Scores
@@ -16,7 +16,7 @@ from vbd.reports.scores.text import as_text
 from vbd.submission.asked import asked_of
 from vbd.submission.check import Defect, check_submission
 
-__all__ = ["ScoredPredictions", "parse_part", "score_predictions"]
+__all__ = ["ScoredPredictions", "score_predictions"]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Keeping:
 
 
 def close(folder: TrialFolder, proposal: Proposal) -> Trial:
+    """Records that a trial has come as far as proposed: it is finished, or waits for its population."""
     return folder.finish() if proposal.until == proposal.config.steps else folder.wait()
 
 
