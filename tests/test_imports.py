@@ -52,7 +52,7 @@ def test_a_vendor_stays_where_it_belongs() -> None:
 
 def test_the_picture_in_the_architecture_is_that_of_today() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    assert house.with_picture(text) == text, "run: python tools/house.py --write"
+    assert house.with_picture(text) == text, "run: .venv/bin/python tools/house.py --write"
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)

@@ -1,7 +1,7 @@
 """The house: which rooms `vbd` has, in which order, and who imports whom. Writes the picture in ARCHITECTURE.md.
 
-    python tools/house.py            # rooms, arrows and circles
-    python tools/house.py --write    # the table and the picture in ARCHITECTURE.md
+    .venv/bin/python tools/house.py            # rooms, arrows and circles
+    .venv/bin/python tools/house.py --write    # the table and the picture in ARCHITECTURE.md
 
 A room is a folder, or a file of the ground floor. `tests/test_imports.py` keeps the rule that is written here.
 """
@@ -10,6 +10,8 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+
+import networkx
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,43 +86,13 @@ def between_rooms(files: Mapping[str, Path]) -> dict[str, set[str]]:
 
 
 def circles(graph: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Strongly connected components of more than one node (Tarjan 1972), each sorted."""
-    number: dict[str, int] = {}
-    lowest: dict[str, int] = {}
-    stack: list[str] = []
-    found = []
-
-    def visit(node: str) -> None:
-        number[node] = lowest[node] = len(number)
-        stack.append(node)
-        for other in graph.get(node, ()):
-            if other not in number:
-                visit(other)
-                lowest[node] = min(lowest[node], lowest[other])
-            elif other in stack:
-                lowest[node] = min(lowest[node], number[other])
-        if lowest[node] == number[node]:
-            component = stack[stack.index(node) :]
-            del stack[-len(component) :]
-            if len(component) > 1:
-                found.append(sorted(component))
-
-    for node in graph:
-        if node not in number:
-            visit(node)
-    return sorted(found)
+    """The groups of nodes that lead to each other (strongly connected components of more than one node), sorted."""
+    edges = networkx.DiGraph([(node, other) for node, others in graph.items() for other in others])
+    return sorted(sorted(group) for group in networkx.strongly_connected_components(edges) if len(group) > 1)
 
 
-def purpose(room: str) -> str:
-    """The first sentence of a room's docstring."""
-    path = ROOT / "vbd" / room.replace(".", "/")
-    file = (
-        ROOT / "vbd" / "__init__.py"
-        if room == "vbd"
-        else path / "__init__.py"
-        if path.is_dir()
-        else path.with_suffix(".py")
-    )
+def purpose(file: Path) -> str:
+    """The first paragraph of a file's docstring."""
     return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0].replace("\n", " ")
 
 
@@ -128,7 +100,7 @@ def picture() -> str:
     """The table of rooms, lowest first, and a graph of the folders in Mermaid's language."""
     files = modules()
     graph = between_rooms(files)
-    rows = [f"| `{room}` | {purpose(room)} |" for room in ROOMS]
+    rows = [f"| `{room}` | {purpose(files['vbd' if room == 'vbd' else f'vbd.{room}'])} |" for room in ROOMS]
     folders = sorted({room.split(".")[0] for room in ROOMS if (ROOT / "vbd" / room.split(".")[0]).is_dir()})
     edges = {(a.split(".")[0], b.split(".")[0]) for a, others in graph.items() for b in others}
     # What everybody uses would cover the picture with arrows.

@@ -42,7 +42,9 @@ def test_layout_of_the_competition(phantom):
     assert {row["PredictionString"] for row in listed} == {"14 1 0 0 1 1"}
     assert {row["image_id"] for row in rows(folder / "test_truth.csv")} == {row["image_id"] for row in listed}
     assert (counts.images, counts.test_images, counts.abnormal) == (40, 10, 20)
-    assert json.loads((folder / "SYNTHETIC.json").read_text())["synthetic"] is True
+    marker = json.loads((folder / "SYNTHETIC.json").read_text())
+    assert marker["synthetic"] is True
+    assert marker["generator"] == "vbd.data.phantom"  # in every phantom there is: another name would draw it anew
 
 
 def test_every_image_has_three_readers_who_agree_on_normal(phantom):
